@@ -1,0 +1,254 @@
+"""A bank: a folder with one file a task.
+
+A task file, `NAME.safetensors`, holds the task's tensors and, in the safetensors metadata under
+the key `ksm`, JSON that says everything else needed to use it. Its `digest` is the SHA-256 of all
+that the file means (the JSON without it, and each tensor), so that an altered file is refused.
+Files are written beside their place and renamed into it: a reader finds the old one or the new.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import re
+import tempfile
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from safetensors import SafetensorError, safe_open
+
+from ksm.errors import KsmError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from ksm.task import Task
+
+FORMAT = 1
+SUFFIX = ".safetensors"
+
+
+class Bank:
+    """The tasks in a folder, by name.
+
+    Args:
+        folder: made when the first task is saved.
+    """
+
+    def __init__(self, folder: str | os.PathLike[str] = "bank") -> None:
+        self.folder = Path(folder)
+
+    def names(self) -> list[str]:
+        """Names of the tasks in the folder, sorted."""
+        if not self.folder.is_dir():
+            return []
+        files = self.folder.glob(f"*{SUFFIX}")
+        return sorted(name for file in files if _plain(name := file.name.removesuffix(SUFFIX)))
+
+    def __contains__(self, name: str) -> bool:
+        return _plain(name) and self.path(name).is_file()
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.names())
+
+    def path(self, name: str) -> Path:
+        """Where the task's file is, or would be.
+
+        Raises:
+            KsmError: not a plain file name.
+        """
+        if not _plain(name):
+            raise KsmError(
+                f"task name {name!r}: expected letters, digits, '.', '_' and '-', the first a "
+                "letter or digit, at most 100 characters"
+            )
+        return self.folder / f"{name}{SUFFIX}"
+
+    def check_free(self, name: str, force: bool = False) -> None:
+        """Tell before any work whether `save` could take a task of that name.
+
+        Raises:
+            KsmError: the name is not plain or is taken, or the folder cannot be written to.
+        """
+        path = self.path(name)
+        if path.exists() and not force:
+            raise KsmError(
+                f"{path} exists: choose another name, or give --force (force=True) to replace it"
+            )
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=self.folder):
+                pass
+        except OSError as error:
+            raise KsmError(f"cannot write to bank {self.folder}: {_reason(error)}") from error
+
+    def save(self, task: Task, force: bool = False) -> Path:
+        """Write the task's file and return its path.
+
+        Raises:
+            KsmError: the name is not plain or is taken (unless `force`), or the folder or disk
+                cannot take the file; what was there before is still there.
+        """
+        self.check_free(task.name, force)
+        path = self.path(task.name)
+        write(path, task)
+        return path
+
+    def load(self, name: str) -> Task:
+        """Read a task.
+
+        Raises:
+            KsmError: there is no such task, or its file is damaged or of a newer format.
+        """
+        path = self.path(name)
+        if not path.is_file():
+            known = ", ".join(self.names()) or "none"
+            raise KsmError(f"no task {name!r} in {self.folder}; the tasks there: {known}")
+        return read(path)
+
+    def header(self, name: str) -> dict[str, Any]:
+        """The JSON of a task's file alone, without its tensors; not checked against the digest."""
+        path = self.path(name)
+        if not path.is_file():
+            self.load(name)
+        return read_header(path)
+
+    def remove(self, name: str) -> None:
+        """Delete a task's file.
+
+        Raises:
+            KsmError: there is no such task, or the folder cannot be written to.
+        """
+        if name not in self:
+            self.load(name)
+        try:
+            self.path(name).unlink()
+        except OSError as error:
+            raise KsmError(f"cannot remove {self.path(name)}: {_reason(error)}") from error
+
+
+def write(path: Path, task: Task) -> None:
+    """Write one task file, atomically.
+
+    Raises:
+        KsmError: no room, or no permission; a file that was there before is unharmed.
+    """
+    from safetensors.torch import save
+
+    meta: dict[str, Any] = {
+        "format": FORMAT,
+        "name": task.name,
+        "classes": list(task.classes),
+        "method": task.method.settings(),
+        "backbone": {**asdict(task.backbone), "fingerprint": task.fingerprint},
+        "bytes": task.sizes(),
+        "record": task.record,
+        "metrics": task.metrics,
+    }
+    meta = json.loads(json.dumps(meta))
+    meta["digest"] = _digest(meta, task.tensors)
+    content = save(task.tensors, {"ksm": json.dumps(meta, ensure_ascii=False)})
+    write_atomically(path, content)
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Write a file beside its place, flush it to the disk, and rename it into place.
+
+    Raises:
+        KsmError: it cannot be written; a file that was there before is unharmed.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        with open(temporary, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        raise KsmError(f"cannot write {path}: {_reason(error)}") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def read_header(path: Path) -> dict[str, Any]:
+    """The JSON of a task file.
+
+    Raises:
+        KsmError: not a task file, damaged, or of a newer format.
+    """
+    try:
+        with safe_open(path, framework="numpy") as file:
+            text = (file.metadata() or {}).get("ksm")
+        if text is None:
+            raise KsmError(f"{path} is a safetensors file but no ksm task")
+        meta = json.loads(text)
+    except (SafetensorError, ValueError, OSError) as error:
+        raise KsmError(f"{path} is damaged or no task file: {error}") from error
+    if meta["format"] > FORMAT:
+        raise KsmError(
+            f"{path} has format {meta['format']}, this ksm reads up to {FORMAT}: update ksm"
+        )
+    return meta
+
+
+def read(path: Path) -> Task:
+    """Read one task file and check it against its digest.
+
+    Raises:
+        KsmError: not a task file, damaged, or of a newer format.
+    """
+    from safetensors.torch import load_file
+
+    from ksm.backbones.describe import Description
+    from ksm.data.preprocess import Preprocess
+    from ksm.methods import make
+    from ksm.task import Task
+
+    meta = read_header(path)
+    try:
+        tensors = load_file(path)
+    except SafetensorError as error:
+        raise KsmError(f"{path} is damaged: {error}") from error
+    digest = meta.pop("digest", None)
+    if digest != _digest(meta, tensors):
+        raise KsmError(f"{path} is damaged or was altered: its content does not fit its digest")
+    backbone = meta["backbone"]
+    prepare = backbone["preprocess"]
+    preprocess = Preprocess(
+        **{**prepare, "mean": tuple(prepare["mean"]), "std": tuple(prepare["std"])}
+    )
+    return Task(
+        name=meta["name"],
+        classes=tuple(meta["classes"]),
+        method=make(**meta["method"]),
+        backbone=Description(backbone["name"], backbone["head"], preprocess),
+        fingerprint=backbone["fingerprint"],
+        tensors=tensors,
+        record=meta["record"],
+        metrics=meta["metrics"],
+    )
+
+
+def _digest(meta: dict[str, Any], tensors: dict[str, Tensor]) -> str:
+    import torch
+
+    digest = hashlib.sha256(json.dumps(meta, sort_keys=True).encode())
+    for name in sorted(tensors):
+        tensor = tensors[name].contiguous()
+        digest.update(f"\n{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def _plain(name: str) -> bool:
+    return re.fullmatch(r"[^\W_][\w.-]{0,99}", name) is not None
+
+
+def _reason(error: OSError) -> str:
+    if error.errno == errno.ENOSPC:
+        return "no room left on the disk"
+    return error.strerror or str(error)

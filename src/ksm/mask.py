@@ -1,0 +1,163 @@
+"""From scores to masks: the equations of kernel-wise soft masks (KSM, arXiv 2009.05668).
+
+Each equation is a pure function of tensors. A score tensor `S` holds one real value for each unit
+of a layer (a kernel, by default); `soft_mask` gives a tensor of the same shape with the factor
+that multiplies the unit's weights: 1 where the unit is on, and between 0 and `alpha` where it is
+off. Shapes are free; dtypes are floating, and the result has the dtype of the scores.
+
+Functions take the published settings as their defaults: beta 1200, tau 5e-3, temperature 100,
+alpha 0.5.
+"""
+
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+Scaling = Literal["continuous", "minmax", "released", "none"]
+SCALINGS: tuple[Scaling, ...] = get_args(Scaling)
+
+
+def logistic(score: Tensor, beta: float = 1200.0, tau: float = 5e-3) -> Tensor:
+    """Probability of the on state, `p = sigmoid(beta (S - tau))` (eq. 6)."""
+    return torch.sigmoid(beta * (score - tau))
+
+
+def gumbel_noise(score: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    """Difference of two standard Gumbel draws, one for each score.
+
+    Added to `beta (S - tau)` it makes the softmax below a Gumbel-softmax sample (Jang et al.,
+    arXiv 1611.01144).
+    """
+    uniform = torch.rand((2, *score.shape), generator=generator, device=score.device)
+    floor = torch.finfo(uniform.dtype).tiny
+    gumbel = -torch.log(-torch.log(uniform.clamp_min(floor)).clamp_min(floor))
+    return (gumbel[0] - gumbel[1]).to(score.dtype)
+
+
+def soft_on(
+    score: Tensor,
+    beta: float = 1200.0,
+    tau: float = 5e-3,
+    temperature: float = 100.0,
+    noise: Tensor | None = None,
+) -> Tensor:
+    """First entry of `softmax([log p, log(1 - p)] / T)` with `p` from `logistic` (eq. 8).
+
+    Since `log p - log(1 - p) = beta (S - tau)`, it is `sigmoid((beta (S - tau) + noise) / T)`,
+    which stays finite where `log(1 - p)` does not.
+    """
+    logit = beta * (score - tau)
+    return torch.sigmoid((logit if noise is None else logit + noise) / temperature)
+
+
+def is_on(
+    score: Tensor, beta: float = 1200.0, tau: float = 5e-3, noise: Tensor | None = None
+) -> Tensor:
+    """Which units are on, a bool tensor: `S >= tau`; with noise `beta (S - tau) + noise >= 0`."""
+    return score >= tau if noise is None else beta * (score - tau) + noise >= 0
+
+
+def binary(on: Tensor, soft: Tensor) -> Tensor:
+    """Binary part `M_b`: the value is 1 where on and 0 where off, the gradient is that of `soft`.
+
+    Args:
+        on: bool, from `is_on`.
+        soft: same shape, floating, from `soft_on`.
+    """
+    return on.to(soft.dtype) + (soft - soft.detach())
+
+
+def minmax(score: Tensor, on: Tensor) -> Tensor:
+    """The off scores of one layer mapped to [0, 1] by min-max (the `n` of eq. 5); no gradient.
+
+    The smallest off score gives 0 and the largest 1. With one unit off, or all off scores equal,
+    there is no range to map, and they give 1: the least damping. Values where `on` have no meaning.
+    """
+    score = score.detach()
+    low = torch.where(on, torch.inf, score).amin()
+    high = torch.where(on, -torch.inf, score).amax()
+    return _mapped(score, low, high)
+
+
+def released_minmax(score: Tensor, on: Tensor) -> Tensor:
+    """Min-max as the published code takes it: over the whole layer, with on units counted as 0.
+
+    Where that divides 0 by 0 (all values equal) the result is 1, as in `minmax`.
+    """
+    counted = torch.where(on, 0.0, score.detach())
+    return _mapped(counted, counted.amin(), counted.amax())
+
+
+def _mapped(score: Tensor, low: Tensor, high: Tensor) -> Tensor:
+    span = high - low
+    return torch.where(span > 0, (score - low) / span, torch.ones_like(score))
+
+
+def quantize(fraction: Tensor, levels: int) -> Tensor:
+    """Nearest of `levels` equally spaced values in [0, 1], as integers 0 ... levels - 1 (uint8)."""
+    return torch.round(fraction.clamp(0, 1) * (levels - 1)).to(torch.uint8)
+
+
+def dequantize(level: Tensor, levels: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Inverse of `quantize`: integers 0 ... levels - 1 to fractions in [0, 1]."""
+    return level.to(dtype) / (levels - 1)
+
+
+def off_fraction(
+    score: Tensor, on: Tensor, soft: Tensor, rule: Scaling, levels: int | None = None
+) -> Tensor:
+    """The `n(S)` of eq. 5, in [0, 1], by one of the rules; meaningful where a unit is off.
+
+    - `continuous`: `2 soft`, so that it reaches 1 at the threshold. Not in the paper; the gradient
+      flows through it.
+    - `minmax`, `released`: see `minmax` and `released_minmax`; no gradient.
+    - `none`: 0, which leaves the binary mask alone.
+
+    Args:
+        levels: round to this many levels (2 ... 256), as a task file stores them; no gradient.
+    """
+    if rule == "continuous":
+        fraction = (2 * soft).clamp_max(1)
+    elif rule == "minmax":
+        fraction = minmax(score, on)
+    elif rule == "released":
+        fraction = released_minmax(score, on)
+    else:
+        fraction = torch.zeros_like(score)
+    if levels is None:
+        return fraction
+    return dequantize(quantize(fraction.detach(), levels), levels, score.dtype)
+
+
+def compose(binary_part: Tensor, on: Tensor, fraction: Tensor, alpha: float = 0.5) -> Tensor:
+    """Soft mask `M = M_b + A`, with `A = alpha n(S)` where a unit is off, else 0 (eq. 4 and 5)."""
+    return binary_part + torch.where(on, 0.0, alpha * fraction)
+
+
+def soft_mask(
+    score: Tensor,
+    *,
+    beta: float = 1200.0,
+    tau: float = 5e-3,
+    temperature: float = 100.0,
+    alpha: float = 0.5,
+    scaling: Scaling = "minmax",
+    noise: Tensor | None = None,
+    levels: int | None = None,
+) -> Tensor:
+    """The mask of one layer from its scores: all of the above in order.
+
+    Args:
+        score: one value for each unit, any shape, floating.
+        noise: from `gumbel_noise`, same shape; None for the deterministic mask.
+        levels: see `off_fraction`.
+
+    Returns:
+        Factors of the same shape and dtype, finite for finite scores.
+    """
+    soft = soft_on(score, beta, tau, temperature, noise)
+    on = is_on(score, beta, tau, noise)
+    return compose(
+        binary(on, soft), on, off_fraction(score, on, soft, scaling, levels), alpha
+    )

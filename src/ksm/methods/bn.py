@@ -1,0 +1,20 @@
+"""Normalisation and head: the control that shows what masks add to a task's own BatchNorm."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import nn
+
+from ksm.clone import own_norms
+from ksm.methods._method import Method, trunk
+
+
+@dataclass(frozen=True)
+class BN(Method):
+    """Trains the affine values and statistics of every normalisation, and the head."""
+
+    name: ClassVar[str] = "bn"
+
+    def attach(self, model: nn.Module, head: str) -> Iterable[str]:
+        return list(own_norms(model, trunk(model, self.mask_from) | {head}))

@@ -1,0 +1,20 @@
+"""Head only: a linear probe. The control that shows what the backbone's features give unchanged."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import nn
+
+from ksm.methods._method import Method, trunk
+
+
+@dataclass(frozen=True)
+class Probe(Method):
+    """Trains the head; normalisation stays the backbone's, statistics too."""
+
+    name: ClassVar[str] = "probe"
+
+    def attach(self, model: nn.Module, head: str) -> Iterable[str]:
+        trunk(model, self.mask_from)
+        return []

@@ -1,0 +1,224 @@
+"""A task: what one frozen backbone needs to know to do one more job.
+
+`add_task` gives an nn.Module to train; `Task.of` takes from it what the task owns, and
+`Task.on` puts that back on a backbone as a plain, folded nn.Module.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor, nn
+
+from ksm.backbones.describe import Description, describe, fingerprint, new_head
+from ksm.clone import find, parameters_of, replace, share
+from ksm.data.preprocess import Preprocess
+from ksm.errors import KsmError
+from ksm.methods import KSM, Method, make
+
+_ATTRIBUTE = "ksm_attached"
+
+
+@dataclass(frozen=True)
+class Attached:
+    """What `add_task` remembers on the model that it made."""
+
+    description: Description
+    fingerprint: str
+    method: Method
+    owned: tuple[str, ...]
+
+
+def add_task(
+    backbone: nn.Module,
+    classes: int,
+    *,
+    method: Method | str = "ksm",
+    head: str | None = None,
+) -> nn.Module:
+    """A model of the backbone's own class that trains one more task, for any training loop.
+
+    The model shares every tensor of the backbone and owns a mask on each layer, its
+    normalisations and a fresh head; only these require gradients. The backbone is only read. The
+    model's tensors are where the backbone's are: move the backbone to a device first.
+
+    Args:
+        classes: number of outputs of the new head, at least 1.
+        method: a `ksm.methods.Method`, or its name for the default settings.
+        head: qualified name of the layer that the new head replaces, where it is not the
+            backbone's known classifier or last Linear.
+
+    Raises:
+        KsmError: no head, no layer to mask, or a backbone that cannot be copied.
+    """
+    if classes < 1:
+        raise KsmError(f"classes is {classes}: expected at least 1")
+    if isinstance(method, str):
+        method = make(method)
+    if isinstance(getattr(backbone, _ATTRIBUTE, None), Attached):
+        raise KsmError(
+            "the backbone given is itself a task model; give add_task the backbone it was made from"
+        )
+    description = describe(backbone, head)
+    model = share(backbone)
+    replace(model, description.head, new_head(backbone, description.head, classes))
+    owned = (*method.attach(model, description.head), description.head)
+    found = Attached(description, fingerprint(backbone, description.head), method, owned)
+    setattr(model, _ATTRIBUTE, found)
+    return model.train()
+
+
+def attached(model: nn.Module) -> Attached:
+    """What `add_task` remembered on its model.
+
+    Raises:
+        KsmError: the model does not come from `add_task`.
+    """
+    found = getattr(model, _ATTRIBUTE, None)
+    if not isinstance(found, Attached):
+        raise KsmError(f"this {type(model).__name__} is no task model: make one with ksm.add_task")
+    return found
+
+
+def parameter_groups(model: nn.Module) -> list[dict[str, Any]]:
+    """Groups for a torch optimizer, with the learning rates of the model's method."""
+    return attached(model).method.groups(model)
+
+
+def task_state(model: nn.Module) -> dict[str, Tensor]:
+    """What a task file holds of a task model: owned tensors as they are, masks packed; on CPU.
+
+    Names are `own/QUALIFIED.NAME` and those that the method gives, such as `mask/LAYER/on`.
+    """
+    known = attached(model)
+    owned = parameters_of(model, iter(known.owned))
+    state = {f"own/{name}": tensor for name, tensor in owned.items()}
+    state.update(known.method.pack(model))
+    return {name: tensor.detach().cpu().clone() for name, tensor in state.items()}
+
+
+@dataclass(frozen=True)
+class Task:
+    """A learned task, independent of any live model; what a task file holds.
+
+    Args:
+        name: a plain file name.
+        classes: class names, in the order of the outputs.
+        method: with its settings.
+        backbone: description of the backbone that it was learned on.
+        fingerprint: of that backbone, outside its head.
+        tensors: from `task_state`.
+        record: how it was trained, for people and for JSON.
+        metrics: such as `{"val": {"accuracy": 0.93, "images": 300}}`, accuracies in [0, 1].
+    """
+
+    name: str
+    classes: tuple[str, ...]
+    method: Method
+    backbone: Description
+    fingerprint: str
+    tensors: dict[str, Tensor]
+    record: dict[str, Any] = field(default_factory=dict)
+    metrics: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def preprocess(self) -> Preprocess:
+        return self.backbone.preprocess
+
+    @classmethod
+    def of(
+        cls,
+        model: nn.Module,
+        name: str,
+        classes: Sequence[str],
+        *,
+        preprocess: Preprocess | None = None,
+        record: dict[str, Any] | None = None,
+        metrics: dict[str, Any] | None = None,
+    ) -> Task:
+        """The task that a model from `add_task` has learned so far.
+
+        Args:
+            preprocess: how its images were prepared, where not as the backbone's own.
+
+        Raises:
+            KsmError: not a task model, or another number of classes than its head has.
+        """
+        known = attached(model)
+        head = find(model, known.description.head, "head")
+        outputs = next(head.parameters()).shape[0]
+        if outputs != len(classes):
+            raise KsmError(f"{len(classes)} class names for a head with {outputs} outputs")
+        description = known.description
+        if preprocess is not None:
+            description = dataclasses.replace(description, preprocess=preprocess)
+        return cls(
+            name=name,
+            classes=tuple(classes),
+            method=known.method,
+            backbone=description,
+            fingerprint=known.fingerprint,
+            tensors=task_state(model),
+            record=record or {},
+            metrics=metrics or {},
+        )
+
+    def on(self, backbone: nn.Module) -> nn.Module:
+        """The task as a plain nn.Module in evaluation mode, with `M * W` as its weights.
+
+        It shares with the backbone every tensor that the task left alone. Outputs equal, to the
+        bit, those of the model that the task was taken from, in evaluation mode.
+
+        Raises:
+            KsmError: the backbone is not the one that the task was learned on, or the task's
+                tensors do not fit it.
+        """
+        head = self.backbone.head
+        found = fingerprint(backbone, head)
+        if found != self.fingerprint:
+            raise KsmError(
+                f"task {self.name!r} was learned on backbone {self.backbone.name!r} with "
+                f"fingerprint {self.fingerprint[:16]}, the backbone given has {found[:16]}; "
+                "give the same weights"
+            )
+        model = share(backbone)
+        replace(model, head, new_head(backbone, head, len(self.classes)))
+        try:
+            for key, tensor in self.tensors.items():
+                if key.startswith("own/"):
+                    _assign(model, key.removeprefix("own/"), tensor)
+            self.method.fold(model, self.tensors)
+        except (AttributeError, RuntimeError, KeyError) as error:
+            raise KsmError(
+                f"task {self.name!r} does not fit its backbone ({error}); the file is damaged or "
+                "was written by another version of ksm"
+            ) from error
+        return model.requires_grad_(False).eval()
+
+    def sizes(self) -> dict[str, int]:
+        """Bytes of the stored tensors by part: `mask`, `norm`, `head`."""
+        parts = {"mask": 0, "norm": 0, "head": 0}
+        for key, tensor in self.tensors.items():
+            kind, _, name = key.partition("/")
+            if kind == "own":
+                kind = "head" if name.startswith(f"{self.backbone.head}.") else "norm"
+            parts[kind] += tensor.numel() * tensor.element_size()
+        return parts
+
+
+def _assign(model: nn.Module, name: str, tensor: Tensor) -> None:
+    parent, _, child = name.rpartition(".")
+    module = model.get_submodule(parent)
+    old = getattr(module, child)
+    if old.shape != tensor.shape:
+        raise RuntimeError(f"{name} has shape {tuple(tensor.shape)}, not {tuple(old.shape)}")
+    new = tensor.to(old.device, copy=True)
+    if isinstance(old, nn.Parameter):
+        setattr(module, child, nn.Parameter(new, requires_grad=False))
+    else:
+        setattr(module, child, new)
+
+
