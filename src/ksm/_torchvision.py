@@ -10,6 +10,7 @@ import importlib
 import importlib.util
 import sys
 import types
+from typing import Any
 
 import torch
 
@@ -45,7 +46,7 @@ def _missing() -> tuple[str, ...]:
 
 
 # The library must outlive this module's import: its declarations vanish with the object.
-library: torch.library.Library | None = None
+library: Any = None
 declared: tuple[str, ...] = ()
 """Names of the operators declared here; empty where torchvision's compiled library loads."""
 

@@ -217,15 +217,13 @@ def read(path: Path) -> Task:
     if digest != _digest(meta, tensors):
         raise KsmError(f"{path} is damaged or was altered: its content does not fit its digest")
     backbone = meta["backbone"]
-    prepare = backbone["preprocess"]
-    preprocess = Preprocess(
-        **{**prepare, "mean": tuple(prepare["mean"]), "std": tuple(prepare["std"])}
-    )
+    prepare: dict[str, Any] = backbone["preprocess"]
+    prepare = {**prepare, "mean": tuple(prepare["mean"]), "std": tuple(prepare["std"])}
     return Task(
         name=meta["name"],
         classes=tuple(meta["classes"]),
         method=make(**meta["method"]),
-        backbone=Description(backbone["name"], backbone["head"], preprocess),
+        backbone=Description(backbone["name"], backbone["head"], Preprocess(**prepare)),
         fingerprint=backbone["fingerprint"],
         tensors=tensors,
         record=meta["record"],

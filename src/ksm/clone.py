@@ -91,7 +91,7 @@ class _Held:
         return nn.Module.train(self, False)
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def _held(cls: type[nn.Module]) -> type[nn.Module]:
     return type(cls.__name__, (_Held, cls), {"__module__": cls.__module__})
 

@@ -58,7 +58,7 @@ class Layout:
                 mask = mask.repeat_interleave(size, axis).narrow(axis, 0, self.weight[axis])
         if not self.transposed_groups:
             return mask
-        outputs, inputs, *kernel = mask.shape
+        outputs, kernel = mask.shape[0], mask.shape[2:]
         g = self.transposed_groups
         mask = mask.expand(outputs, self.weight[1], *kernel).reshape(
             g, outputs // g, self.weight[1], *kernel

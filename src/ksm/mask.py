@@ -158,6 +158,4 @@ def soft_mask(
     """
     soft = soft_on(score, beta, tau, temperature, noise)
     on = is_on(score, beta, tau, noise)
-    return compose(
-        binary(on, soft), on, off_fraction(score, on, soft, scaling, levels), alpha
-    )
+    return compose(binary(on, soft), on, off_fraction(score, on, soft, scaling, levels), alpha)

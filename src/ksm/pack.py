@@ -45,7 +45,9 @@ def pack_mask(on: Tensor, level: Tensor, levels: int) -> dict[str, Tensor]:
     return {"on": pack_bits(on, 1), "off": pack_bits(level[~on], _bits(levels))}
 
 
-def unpack_mask(packed: dict[str, Tensor], shape: tuple[int, ...], levels: int) -> tuple[Tensor, Tensor]:
+def unpack_mask(
+    packed: dict[str, Tensor], shape: tuple[int, ...], levels: int
+) -> tuple[Tensor, Tensor]:
     """Inverse of `pack_mask`: `on` (bool) and `level` (uint8, 0 where on), both of `shape`.
 
     Raises:

@@ -17,7 +17,7 @@ from ksm.backbones.describe import Description, describe, fingerprint, new_head
 from ksm.clone import find, parameters_of, replace, share
 from ksm.data.preprocess import Preprocess
 from ksm.errors import KsmError
-from ksm.methods import KSM, Method, make
+from ksm.methods import Method, make
 
 _ATTRIBUTE = "ksm_attached"
 
@@ -155,6 +155,9 @@ class Task:
         description = known.description
         if preprocess is not None:
             description = dataclasses.replace(description, preprocess=preprocess)
+        facts: dict[str, Any] = {"full_copy": _full_copy(model)}
+        if summary := known.method.summary(model):
+            facts["mask"] = summary
         return cls(
             name=name,
             classes=tuple(classes),
@@ -162,7 +165,7 @@ class Task:
             backbone=description,
             fingerprint=known.fingerprint,
             tensors=task_state(model),
-            record=record or {},
+            record={**facts, **(record or {})},
             metrics=metrics or {},
         )
 
@@ -209,6 +212,16 @@ class Task:
         return parts
 
 
+def _full_copy(model: nn.Module) -> int:
+    """Bytes of the tensors that a copy of the whole network for this task would hold."""
+    scores = ".parametrizations.weight.0."
+    return sum(
+        tensor.numel() * tensor.element_size()
+        for name, tensor in model.state_dict().items()
+        if scores not in name
+    )
+
+
 def _assign(model: nn.Module, name: str, tensor: Tensor) -> None:
     parent, _, child = name.rpartition(".")
     module = model.get_submodule(parent)
@@ -220,5 +233,3 @@ def _assign(model: nn.Module, name: str, tensor: Tensor) -> None:
         setattr(module, child, nn.Parameter(new, requires_grad=False))
     else:
         setattr(module, child, new)
-
-

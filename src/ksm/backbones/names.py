@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import nn
 
-import ksm._torchvision  # noqa: F401  (makes torchvision importable on a CPU-only torch)
+from ksm import _torchvision as _torchvision
 from ksm.backbones.describe import Description, attach, describe
 from ksm.backbones.packaged import PACKAGED
 from ksm.errors import KsmError
@@ -82,8 +82,7 @@ def _users(module_name: str, function_name: str) -> nn.Module:
         function = getattr(importlib.import_module(module_name), function_name)
     except (ImportError, AttributeError, ValueError) as error:
         raise KsmError(
-            f"backbone {reference}: {error}; expected package.module:function, importable from "
-            "here"
+            f"backbone {reference}: {error}; expected package.module:function, importable from here"
         ) from error
     made = function()
     if not isinstance(made, nn.Module):

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, cast
 
 # First, so that timm and torchvision can be imported.
-import ksm._torchvision  # noqa: F401
+from ksm import _torchvision as _torchvision
 
 # isort: split
 import timm
@@ -97,7 +97,7 @@ def _resnet50_1by2(pretrained: bool) -> nn.Module:
 
 def _random(build: Callable[[], nn.Module]) -> nn.Module:
     """Build on the CPU and put torch's global generator back as it was."""
-    with torch.random.fork_rng(devices=[]):
+    with cast(Any, torch.random).fork_rng(devices=[]):
         return build()
 
 
@@ -108,14 +108,13 @@ def _load_in_order(network: nn.Module, path: Path) -> None:
         KsmError: the file cannot be read, or its tensors are not the network's.
     """
     try:
-        state = cast(
-            dict[str, torch.Tensor], torch.load(path, map_location="cpu", weights_only=True)
-        )
+        content: Any = torch.load(path, map_location="cpu", weights_only=True)
     except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
         reason = str(error).partition("\n")[0]
         raise KsmError(f"{path}: not a readable file of weights: {reason}") from None
-    if not isinstance(state, dict):
-        raise KsmError(f"{path}: holds a {type(state).__name__}, no state dict")
+    if not isinstance(content, dict):
+        raise KsmError(f"{path}: holds a {type(content).__name__}, no state dict")
+    state = cast(dict[str, torch.Tensor], content)
     names = list(network.state_dict())
     if len(state) != len(names):
         raise KsmError(
@@ -155,6 +154,8 @@ PACKAGED: dict[str, Packaged] = {
             size=224,
             mean=(127 / 255, 127 / 255, 127 / 255),
             std=(128 / 255, 128 / 255, 128 / 255),
+            # Trained with TensorFlow's bilinear filter; Pillow's bicubic is the closest to that.
+            interpolation="bicubic",
         ),
         head="classifier",
         about="EfficientNet-Lite0, trained on ImageNet-1k with its classifier of 1000 classes",

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, cast
 
 # First, so that timm can be imported.
-import ksm._torchvision  # noqa: F401
+from ksm import _torchvision as _torchvision
 
 # isort: split
 import numpy as np
@@ -65,20 +65,21 @@ def state_from_caffemodel(path: Path) -> dict[str, torch.Tensor]:
                 convolution, norm = _timm_names(place)
                 # Caffe keeps running sums, and the weight of the sums.
                 divisor = factor.item() or 1.0
-                state[f"{convolution}.weight"] = torch.from_numpy(weight)
-                state[f"{norm}.weight"] = torch.from_numpy(scale)
-                state[f"{norm}.bias"] = torch.from_numpy(shift)
+                state[f"{convolution}.weight"] = torch.tensor(weight)
+                state[f"{norm}.weight"] = torch.tensor(scale)
+                state[f"{norm}.bias"] = torch.tensor(shift)
                 # timm's convolutions have no bias: the mean that is subtracted next takes it in.
-                state[f"{norm}.running_mean"] = torch.from_numpy(mean / divisor - bias)
-                state[f"{norm}.running_var"] = torch.from_numpy(variance / divisor)
+                state[f"{norm}.running_mean"] = torch.tensor(mean / divisor - bias)
+                state[f"{norm}.running_var"] = torch.tensor(variance / divisor)
                 state[f"{norm}.num_batches_tracked"] = torch.tensor(0)
             elif kind == "fc":
-                state["fc.weight"], state["fc.bias"] = (torch.from_numpy(blob) for blob in blobs)
+                state["fc.weight"], state["fc.bias"] = (torch.tensor(blob) for blob in blobs)
         except (KeyError, ValueError) as error:
             raise KsmError(f"{path}: layer {name!r} is not as in ResNet-50 1by2: {error}") from None
-    if "conv1.weight" not in state:
-        raise KsmError(f"{path}: not ResNet-50 1by2: it has no layer 'conv_1'")
-    state["conv1.weight"] = state["conv1.weight"].flip(1)
+    stem = state.get("conv1.weight")
+    if stem is None or stem.ndim != 4:
+        raise KsmError(f"{path}: not ResNet-50 1by2: it has no convolution 'conv_1'")
+    state["conv1.weight"] = stem.flip(1)
     return state
 
 
@@ -93,7 +94,7 @@ def read_caffemodel(path: Path) -> dict[str, Blobs]:
         layers = [_layer(_message(value)) for field, value in _fields(message) if field == 100]
     except OSError as error:
         raise KsmError(f"{path}: cannot be read: {error.strerror}") from None
-    except (ValueError, IndexError) as error:
+    except (ValueError, IndexError, OverflowError) as error:
         raise KsmError(f"{path}: not a whole caffemodel: {error}") from None
     found = {name: blobs for name, blobs in layers if blobs}
     if not found:
@@ -184,7 +185,7 @@ def _blob(message: memoryview) -> NDArray[np.float32]:
             legacy[field] = value
     if shape is None:
         shape = [legacy.get(field, 1) for field in (1, 2, 3, 4)]
-    return data.reshape(shape)
+    return np.reshape(data, shape)
 
 
 def _dimensions(message: memoryview) -> list[int]:

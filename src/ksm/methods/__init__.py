@@ -1,5 +1,6 @@
 """The methods, by name. A new one is one file and a line here."""
 
+import dataclasses
 from typing import Any
 
 from ksm.errors import KsmError
@@ -13,15 +14,39 @@ METHODS: dict[str, type[Method]] = {kind.name: kind for kind in (KSM, BN, Probe)
 __all__ = ["BN", "KSM", "METHODS", "Method", "Probe", "make"]
 
 
-def make(name: str, **settings: Any) -> Method:
+def make(name: str, recipe: str = "default", **settings: Any) -> Method:
     """A method by name with some of its settings.
 
+    Args:
+        recipe: `default`, or `released` for the published settings of a method that has them.
+
     Raises:
-        KsmError: no such method or setting, or a value that it does not take.
+        KsmError: no such method, recipe or setting, or a value that it does not take.
     """
     if name not in METHODS:
         raise KsmError(f"no method named {name!r}: expected one of {', '.join(METHODS)}")
-    try:
-        return METHODS[name](**settings)
-    except TypeError as error:
-        raise KsmError(f"method {name}: {error}") from None
+    kind = METHODS[name]
+    if recipe not in ("default", "released"):
+        raise KsmError(f"no recipe named {recipe!r}: expected default or released")
+    fields = {field.name: field for field in dataclasses.fields(kind)}
+    for key, value in settings.items():
+        if key not in fields:
+            raise KsmError(
+                f"method {name} has no setting {key!r}: expected one of {', '.join(fields)}"
+            )
+        if not _fits(value, fields[key].default):
+            expected = type(fields[key].default).__name__
+            raise KsmError(f"setting {key} of method {name} is {value!r}: expected a {expected}")
+    if recipe == "released":
+        if not issubclass(kind, KSM):
+            raise KsmError(f"method {name} has no released recipe")
+        return kind.released(**settings)
+    return kind(**settings)
+
+
+def _fits(value: object, default: object) -> bool:
+    if isinstance(default, bool) or isinstance(value, bool):
+        return isinstance(value, type(default))
+    if isinstance(default, float):
+        return isinstance(value, int | float)
+    return isinstance(value, str | list | tuple | None if default is None else type(default))

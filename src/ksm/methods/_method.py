@@ -48,6 +48,10 @@ class Method:
     def fold(self, model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
         """Write what `pack` gave into `model`, a frozen clone, as plain weights."""
 
+    def summary(self, model: nn.Module) -> dict[str, Any]:
+        """Figures on what was learned, ready for JSON; empty where there is nothing to tell."""
+        return {}
+
     def settings(self) -> dict[str, Any]:
         """The fields and the name, ready for JSON."""
         return {"name": self.name, **dataclasses.asdict(self)}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -115,6 +116,18 @@ class KSM(Method):
         return packed
 
     @torch.no_grad()
+    def summary(self, model: nn.Module) -> dict[str, Any]:
+        """`layers`, `weights` and `units` under a mask, and the share of units that are `off`."""
+        layers = units = weights = off = 0
+        for _, soft in soft_masks(model):
+            on, _ = soft.parts()
+            layers += 1
+            units += on.numel()
+            weights += math.prod(soft.layout.weight)
+            off += int((~on).sum())
+        return {"layers": layers, "weights": weights, "units": units, "off": off / units}
+
+    @torch.no_grad()
     def fold(self, model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
         names = {name.split("/")[1] for name in tensors if name.startswith("mask/")}
         for name in sorted(names):
@@ -143,9 +156,7 @@ class SoftMask(nn.Module):
         self.layout = layout(layer, method.granularity)
         weight = layer.weight
         assert isinstance(weight, Tensor)
-        self.score = nn.Parameter(
-            torch.full(self.layout.units, method.start, device=weight.device)
-        )
+        self.score = nn.Parameter(torch.full(self.layout.units, method.start, device=weight.device))
 
     def mask(self) -> Tensor:
         """Factors of the units, shape of the scores."""

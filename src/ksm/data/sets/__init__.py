@@ -8,7 +8,10 @@ import tempfile
 from pathlib import Path
 
 from ksm.data.sets._set import ImageSet, Progress
+from ksm.data.sets.characters import CHARACTERS
 from ksm.data.sets.digits import MNIST, MNIST_SMALL
+from ksm.data.sets.emoji import EMOJI_CONCEPT, EMOJI_LINE, EMOJI_STYLE
+from ksm.data.sets.fashion import FASHION
 from ksm.data.sets.silhouette import SILHOUETTE
 from ksm.data.sets.solar import SOLAR
 from ksm.errors import KsmError
@@ -17,7 +20,18 @@ from ksm.fetch import cache_dir, fetch
 __all__ = ["SETS", "ImageSet", "get"]
 
 SETS: dict[str, ImageSet] = {
-    chosen.name: chosen for chosen in (MNIST, MNIST_SMALL, SILHOUETTE, SOLAR)
+    chosen.name: chosen
+    for chosen in (
+        FASHION,
+        MNIST,
+        MNIST_SMALL,
+        SILHOUETTE,
+        SOLAR,
+        EMOJI_STYLE,
+        EMOJI_LINE,
+        EMOJI_CONCEPT,
+        CHARACTERS,
+    )
 }
 
 _NOTICE = "LICENSE.txt"
@@ -42,6 +56,7 @@ def get(name: str, folder: Path | None = None, progress: Progress | None = None)
     folder = folder or cache_dir() / "data" / name
     if _holds(folder, chosen):
         return folder
+    chosen.ready()
     folder.parent.mkdir(parents=True, exist_ok=True)
     for package in chosen.packages:
         tell(f"getting {package}")

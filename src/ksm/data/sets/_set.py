@@ -9,6 +9,10 @@ from ksm.fetch import Debian, Package, fetch
 Progress = Callable[[str], None]
 
 
+def _ready() -> None:
+    """Nothing is needed but what ksm depends on."""
+
+
 @dataclass(frozen=True)
 class ImageSet:
     """A data set that package registries carry.
@@ -20,6 +24,7 @@ class ImageSet:
         credit: who made them, and what to cite.
         packages: the packages that the images are read from.
         write: writes `train|val|test/CLASS/*.png` under the given folder.
+        ready: raises KsmError where `write` needs what is not installed; asked before a download.
     """
 
     name: str
@@ -28,6 +33,7 @@ class ImageSet:
     credit: str
     packages: tuple[Package, ...]
     write: Callable[[Path, Progress], None]
+    ready: Callable[[], None] = _ready
 
     @property
     def source(self) -> str:
@@ -58,9 +64,9 @@ class ImageSet:
 
 
 def _version_that_came(package: Package) -> str:
-    return " " + (fetch(package) / "VERSION").read_text().strip() if isinstance(
-        package, Debian
-    ) else ""
+    if isinstance(package, Debian):
+        return " " + (fetch(package) / "VERSION").read_text().strip()
+    return ""
 
 
 def _notices(content: Path) -> Iterator[Path]:

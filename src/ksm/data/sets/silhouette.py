@@ -40,7 +40,7 @@ class _ArraysOnly(pickle.Unpickler):
 
 
 def _reconstruct(kind: type[NDArray[Any]], shape: tuple[int, ...], code: bytes) -> NDArray[Any]:
-    return np.ndarray.__new__(kind, shape, dtype=code)
+    return np.ndarray.__new__(kind, shape, dtype=np.dtype(code.decode("ascii")))
 
 
 def read_array(data: bytes) -> NDArray[Any]:

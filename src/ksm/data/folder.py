@@ -1,0 +1,237 @@
+"""A folder of labelled images: the ImageFolder layout, found, checked and split."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections import Counter, defaultdict
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from ksm.data.images import EXTENSIONS
+from ksm.errors import KsmError
+
+SPLITS = ("train", "val", "test")
+_SPELLINGS = {
+    "train": ("train", "training"),
+    "val": ("val", "valid", "validation"),
+    "test": ("test", "testing"),
+}
+_SHARE = {"test": 0.15, "val": 0.15}
+
+Sample = tuple[Path, int]
+
+
+@dataclass(frozen=True)
+class Folder:
+    """The images of a data set by split.
+
+    Args:
+        root: the folder named by the user.
+        classes: class names, sorted.
+        splits: for each split its images with the class index; a split can be empty.
+        warnings: what a person should know, a line each.
+    """
+
+    root: Path
+    classes: tuple[str, ...]
+    splits: dict[str, list[Sample]]
+    warnings: tuple[str, ...] = field(default=())
+
+
+def scan(root: str | os.PathLike[str]) -> Folder:
+    """Find the images below `root` and their splits.
+
+    `root/CLASS/**` is split by a hash of each file's bytes: 70 % train, 15 % val, 15 % test. An
+    image's split depends on nothing but its own bytes, so adding images moves none, with one
+    exception: a class with no training image gives up the one whose hash is highest. With
+    `root/train/CLASS/**` and its `val` and `test`, those are taken as they are; where `val` is not
+    there, a share of `train` is taken for it by the same hash.
+
+    Raises:
+        KsmError: no such folder, no images, fewer than two classes, an empty class, classes that
+            differ between the splits, or too few images to validate with.
+    """
+    root = Path(root)
+    if not root.is_dir():
+        raise KsmError(f"no such folder: {root}" if not root.exists() else f"{root} is no folder")
+    given = _given_splits(root)
+    if given and "train" not in given:
+        raise KsmError(
+            f"{root} has {' and '.join(path.name for path in given.values())} but no train folder"
+        )
+    if given:
+        classes, splits = _from_splits(root, given)
+        hashes = _hashes(splits)
+        if "val" not in given:
+            splits = {**splits, **_carved(splits["train"], hashes, ("val",))}
+    else:
+        classes = _class_names(root, root)
+        samples = _samples(root, classes)
+        hashes = _hashes({"all": samples})
+        splits = _carved(samples, hashes, ("test", "val"))
+    if not splits["val"]:
+        raise KsmError(
+            f"{root}: {len(splits['train'])} images leave none to validate with: "
+            "add images, or make train and val folders"
+        )
+    return Folder(root, classes, splits, tuple(_warnings(classes, splits, hashes)))
+
+
+def scan_labelled(root: str | os.PathLike[str], classes: tuple[str, ...]) -> list[Sample]:
+    """Images of `root/CLASS/**` with their index in `classes`, to evaluate a task on.
+
+    Raises:
+        KsmError: no such folder, no images, or a class folder that the task does not know.
+    """
+    root = Path(root)
+    if not root.is_dir():
+        raise KsmError(f"no such folder: {root}")
+    found = _class_names(root, root, at_least=1)
+    if unknown := sorted(set(found) - set(classes)):
+        raise KsmError(
+            f"{root}: class {unknown[0]!r} is none of the task's classes ({_list(classes)})"
+            + (f"; nor are {len(unknown) - 1} others" if len(unknown) > 1 else "")
+            + (f"; did you mean {root / 'test'}?" if _given_splits(root) else "")
+        )
+    return _samples(root, classes)
+
+
+def _given_splits(root: Path) -> dict[str, Path]:
+    folders = {path.name.lower(): path for path in _subfolders(root)}
+    found = {
+        split: folders[name]
+        for split, names in _SPELLINGS.items()
+        for name in names
+        if name in folders
+    }
+    return found if len(found) == len(folders) else {}
+
+
+def _from_splits(
+    root: Path, given: dict[str, Path]
+) -> tuple[tuple[str, ...], dict[str, list[Sample]]]:
+    classes = _class_names(given["train"], root)
+    splits: dict[str, list[Sample]] = {split: [] for split in SPLITS}
+    for split, path in given.items():
+        if extra := sorted({sub.name for sub in _subfolders(path)} - set(classes)):
+            raise KsmError(f"{path} has class {extra[0]!r}, which {given['train']} has not")
+        splits[split] = _samples(path, classes)
+    return classes, splits
+
+
+def _subfolders(folder: Path) -> list[Path]:
+    return sorted(
+        path for path in folder.iterdir() if path.is_dir() and not path.name.startswith(".")
+    )
+
+
+def _images(folder: Path) -> list[Path]:
+    found: list[Path] = []
+    for parent, folders, files in os.walk(folder, followlinks=True):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        found += [
+            Path(parent, name)
+            for name in sorted(files)
+            if not name.startswith(".") and os.path.splitext(name)[1].lower() in EXTENSIONS
+        ]
+    return found
+
+
+def _class_names(folder: Path, root: Path, at_least: int = 2) -> tuple[str, ...]:
+    subfolders = _subfolders(folder)
+    counts = {path.name: len(_images(path)) for path in subfolders}
+    if not sum(counts.values()):
+        loose = len(_images(folder))
+        where = f"{loose} images lie in {folder} itself" if loose else f"no images below {folder}"
+        raise KsmError(f"{where}: expected a folder for each class, {root.name}/CLASS/IMAGE.jpg")
+    if len(counts) < at_least:
+        raise KsmError(f"{folder} has one class, {subfolders[0].name!r}: a task needs at least two")
+    if empty := [name for name, count in counts.items() if not count]:
+        raise KsmError(
+            f"{folder}: class {_list(empty)} has no image: add images or remove the folder"
+        )
+    return tuple(sorted(counts))
+
+
+def _samples(folder: Path, classes: tuple[str, ...]) -> list[Sample]:
+    return [
+        (path, label)
+        for label, name in enumerate(classes)
+        if (folder / name).is_dir()
+        for path in _images(folder / name)
+    ]
+
+
+def _hashes(splits: dict[str, list[Sample]]) -> dict[Path, bytes]:
+    paths = [path for samples in splits.values() for path, _ in samples]
+
+    def digest(path: Path) -> bytes:
+        try:
+            return hashlib.blake2b(path.read_bytes(), digest_size=8).digest()
+        except OSError:
+            return hashlib.blake2b(os.fsencode(path.name), digest_size=8).digest()
+
+    with ThreadPoolExecutor() as pool:
+        return dict(zip(paths, pool.map(digest, paths), strict=True))
+
+
+def _carved(
+    samples: list[Sample], hashes: dict[Path, bytes], parts: tuple[str, ...]
+) -> dict[str, list[Sample]]:
+    """Split samples by where their hash falls in [0, 1); what no part takes is train."""
+    splits: dict[str, list[Sample]] = {"train": [], **{part: [] for part in parts}}
+    by_class: dict[int, list[tuple[bytes, Sample]]] = defaultdict(list)
+    for sample in samples:
+        by_class[sample[1]].append((hashes[sample[0]], sample))
+    for members in by_class.values():
+        highest = max(digest for digest, _ in members)
+        has_train = int.from_bytes(highest, "big") >= sum(_SHARE[p] for p in parts) * 2**64
+        for digest, sample in members:
+            place, edge = int.from_bytes(digest, "big") / 2**64, 0.0
+            split = "train"
+            for part in parts:
+                edge += _SHARE[part]
+                if place < edge:
+                    split = part
+                    break
+            if not has_train and digest == highest:
+                split = "train"
+            splits[split].append(sample)
+    return {split: sorted(members) for split, members in splits.items()}
+
+
+def _warnings(
+    classes: tuple[str, ...], splits: dict[str, list[Sample]], hashes: dict[Path, bytes]
+) -> list[str]:
+    lines: list[str] = []
+    where: dict[bytes, set[str]] = defaultdict(set)
+    labels: dict[bytes, set[int]] = defaultdict(set)
+    example: dict[bytes, Path] = {}
+    for split, samples in splits.items():
+        for path, label in samples:
+            where[hashes[path]].add(split)
+            labels[hashes[path]].add(label)
+            example[hashes[path]] = path
+    pairs = Counter(tuple(sorted(found)) for found in where.values() if len(found) > 1)
+    for pair, count in sorted(pairs.items()):
+        name = next(example[h].name for h, found in where.items() if tuple(sorted(found)) == pair)
+        lines.append(
+            f"{count} images are in {' and '.join(pair)} alike (such as {name}): the accuracy "
+            "there says less than it seems"
+        )
+    if twice := [h for h, found in labels.items() if len(found) > 1]:
+        lines.append(
+            f"{len(twice)} images are in more than one class (such as {example[twice[0]].name})"
+        )
+    for split in ("val", "test"):
+        missing = set(range(len(classes))) - {label for _, label in splits.get(split, [])}
+        if splits.get(split) and missing:
+            lines.append(f"{split} has no image of {_list([classes[i] for i in sorted(missing)])}")
+    return lines
+
+
+def _list(names: tuple[str, ...] | list[str], most: int = 6) -> str:
+    shown = ", ".join(names[:most])
+    return shown if len(names) <= most else f"{shown} and {len(names) - most} more"

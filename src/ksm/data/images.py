@@ -1,0 +1,97 @@
+"""Any image file to an RGB array: one place that knows grey, palette, CMYK, 16-bit, EXIF, alpha."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from ksm.errors import KsmError
+
+_NAMES = "jpg jpeg jpe jfif png gif bmp webp tif tiff ppm pgm pbm tga ico jp2 avif"
+EXTENSIONS = frozenset(f".{name}" for name in _NAMES.split())
+MAX_PIXELS = 128 * 1024 * 1024
+MAX_RATIO = 8
+"""A longer image is squeezed to this ratio of long to short side when its size is reduced."""
+
+
+def read_image(
+    file: str | os.PathLike[str] | Any, short_side: int, interpolation: str
+) -> np.ndarray:
+    """Read an image as RGB with its short side resized to `short_side` pixels.
+
+    EXIF rotation is applied, transparency is laid on white, 16-bit values are scaled to 8, of an
+    animation the first frame is taken.
+
+    Args:
+        file: path or binary file object.
+        short_side: in pixels.
+        interpolation: "bilinear", "bicubic", "lanczos", "nearest" or "box".
+
+    Returns:
+        Array (height, width, 3), uint8.
+
+    Raises:
+        KsmError: no image, damaged, or more than MAX_PIXELS pixels. The line does not name the
+            file: the caller knows it.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Pillow warns of odd metadata; the pixels decide
+            with Image.open(file) as image:
+                return np.asarray(
+                    _resized(_upright_rgb(image, short_side), short_side, interpolation)
+                )
+    except KsmError:
+        raise
+    except Image.DecompressionBombError:
+        raise KsmError("decompression bomb: too many pixels to open") from None
+    except MemoryError:
+        raise KsmError("too large for the memory") from None
+    except Image.UnidentifiedImageError:
+        raise KsmError("not an image, or a kind that Pillow cannot read") from None
+    except (OSError, SyntaxError, ValueError, EOFError, TypeError, IndexError, KeyError) as error:
+        # Pillow's decoders raise all of these on damaged files
+        reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
+        raise KsmError(f"damaged: {str(reason).splitlines()[0]}") from None
+
+
+def _upright_rgb(image: Image.Image, short_side: int) -> Image.Image:
+    width, height = image.size
+    if width * height > MAX_PIXELS:
+        raise KsmError(
+            f"decompression bomb: {width} x {height} pixels, at most {MAX_PIXELS:,} are read"
+        )
+    image.draft("RGB", (2 * short_side, 2 * short_side))  # a large JPEG decodes at 1/2, 1/4, 1/8
+    image.load()
+    if image.mode == "I;16" or image.mode.startswith("I;16"):
+        image = _scaled_grey(np.asarray(image).astype(np.float32) / 257)
+    elif image.mode in ("I", "F"):
+        values = np.asarray(image).astype(np.float32)
+        top = float(np.nanmax(values)) if values.size else 0.0
+        scale = 255 if image.mode == "F" and top <= 1 else 1 if top <= 255 else 1 / 257
+        image = _scaled_grey(values * scale)
+    image = ImageOps.exif_transpose(image)
+    if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
+        image = image.convert("RGBA")
+        white = Image.new("RGBA", image.size, "white")
+        image = Image.alpha_composite(white, image)
+    return image.convert("RGB")
+
+
+def _scaled_grey(values: np.ndarray) -> Image.Image:
+    finite = np.nan_to_num(values, nan=0.0, posinf=255.0, neginf=0.0)
+    return Image.fromarray(np.clip(np.round(finite), 0, 255).astype(np.uint8))
+
+
+def _resized(image: Image.Image, short_side: int, interpolation: str) -> Image.Image:
+    width, height = image.size
+    scale = short_side / min(width, height)
+    longest = short_side * MAX_RATIO
+    size = (min(longest, round(width * scale)), min(longest, round(height * scale)))
+    filters = Image.Resampling.__members__
+    resample = filters.get(interpolation.upper(), Image.Resampling.BICUBIC)
+    return image if size == image.size else image.resize(size, resample)

@@ -1,0 +1,148 @@
+"""Images decoded once, kept in memory, and cut to a network's input."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from ksm import _torchvision as _torchvision
+from ksm.data.folder import Sample
+from ksm.data.images import read_image
+from ksm.data.preprocess import Preprocess
+from ksm.errors import KsmError
+
+Augment = Literal["none", "crop", "crop+flip"]
+AUGMENTS: tuple[Augment, ...] = get_args(Augment)
+
+MEMORY = 4 * 1024**3
+"""Bytes of decoded images that are kept; images past that are decoded at each use."""
+
+
+@dataclass(frozen=True)
+class Skipped:
+    """A file that could not be read, and why."""
+
+    path: Path
+    reason: str
+
+
+@dataclass
+class Images(Dataset[tuple[Tensor, int]]):
+    """Labelled images; an item is a uint8 tensor (3, size, size) and a class index.
+
+    Args:
+        samples: file and class index.
+        decoded: for each sample its pixels (3, height, width), short side `preprocess.resize`;
+            None where they are decoded at each use.
+        preprocess: gives the size.
+        augment: `crop` cuts a random part (half to all of the area) and resizes it, `flip` mirrors
+            left and right; `none` cuts the centre.
+        skipped: files left out.
+    """
+
+    samples: list[Sample]
+    decoded: list[Tensor | None]
+    preprocess: Preprocess
+    augment: Augment = "none"
+    skipped: list[Skipped] = field(default_factory=list[Skipped])
+
+    def __post_init__(self) -> None:
+        from torchvision.transforms import v2
+
+        size = self.preprocess.size
+        steps: list[torch.nn.Module] = [v2.CenterCrop(size)]
+        if self.augment != "none":
+            steps = [v2.RandomResizedCrop(size, scale=(0.5, 1.0), antialias=True)]
+        if self.augment == "crop+flip":
+            steps.append(v2.RandomHorizontalFlip())
+        self._cut = v2.Compose(steps)
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        path, label = self.samples[index]
+        pixels = self.decoded[index]
+        if pixels is None:
+            pixels = read(path, self.preprocess)
+        return self._cut(pixels), label
+
+
+def load(
+    samples: Sequence[Sample],
+    preprocess: Preprocess,
+    augment: Augment = "none",
+    strict: bool = False,
+    on_image: Callable[[], None] | None = None,
+) -> Images:
+    """Decode every image once, in threads; what cannot be read is skipped and listed.
+
+    Args:
+        on_image: called after each image.
+
+    Raises:
+        KsmError: `strict` and an image cannot be read, or none can.
+    """
+
+    def attempt(sample: Sample) -> Tensor | Skipped:
+        try:
+            return read(sample[0], preprocess)
+        except KsmError as error:
+            return Skipped(sample[0], str(error))
+
+    kept: list[Sample] = []
+    decoded: list[Tensor | None] = []
+    skipped: list[Skipped] = []
+    held = 0
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        for sample, found in zip(samples, pool.map(attempt, samples), strict=True):
+            if on_image:
+                on_image()
+            if isinstance(found, Skipped):
+                if strict:
+                    pool.shutdown(cancel_futures=True)
+                    raise KsmError(f"{found.path}: {found.reason}")
+                skipped.append(found)
+                continue
+            held += found.numel()
+            kept.append(sample)
+            decoded.append(found if held <= MEMORY else None)
+    if samples and not kept:
+        raise KsmError(
+            f"none of {len(samples)} images can be read; {skipped[0].path}: {skipped[0].reason}"
+        )
+    return Images(kept, decoded, preprocess, augment, skipped)
+
+
+def read(path: Path, preprocess: Preprocess) -> Tensor:
+    """One image as a uint8 tensor (3, height, width), its short side `preprocess.resize`.
+
+    Raises:
+        KsmError: it cannot be read.
+    """
+    array = read_image(path, preprocess.resize, preprocess.interpolation)
+    return torch.from_numpy(array.copy()).permute(2, 0, 1)
+
+
+def centre(pixels: Tensor, size: int) -> Tensor:
+    """The centre `size` by `size` of a tensor (3, height, width)."""
+    from torchvision.transforms.v2 import functional
+
+    return functional.center_crop(pixels, [size, size])
+
+
+def normalise(pixels: Tensor, preprocess: Preprocess) -> Tensor:
+    """uint8 (N, 3, H, W) to the network's float32 input, `(x / 255 - mean) / std`."""
+    mean, std = (
+        torch.tensor(values, device=pixels.device).view(1, 3, 1, 1)
+        for values in (preprocess.mean, preprocess.std)
+    )
+    return (pixels.float() / 255 - mean) / std

@@ -1,0 +1,184 @@
+"""Letters and digits, drawn in fonts that Debian packages."""
+
+import hashlib
+import re
+import string
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from ksm.data.sets._set import ImageSet, Progress
+from ksm.data.sets._tree import Pixels, save
+from ksm.fetch import Debian, fetch
+
+CHARACTERS_DRAWN = string.ascii_uppercase + string.ascii_lowercase + string.digits
+
+# Chosen so that no two families are the same design under two names: TeX Gyre and FreeFont, for
+# example, redraw the URW faces, and Hack and Verana redraw DejaVu. Left out too: faces whose small
+# letters are capitals by another hand (Humor Sans), which no comparison of shapes finds.
+_FONTS = """
+    adf-gillius adf-mekanus adf-oldania adf-tribun agave anonymous-pro averia-serif-gwf b612
+    cabin cantarell comfortaa comic-neue courier-prime crosextra-caladea dancingscript
+    dejavu-core dejavu-extra dosis ebgaramond essays1743 fanwood fantasque-sans firacode
+    georgewilliams gfs-didot go inconsolata inter jetbrains-mono jura kaushanscript lato
+    league-spartan liberation linuxlibertine lobstertwo manrope monofur mononoki oldstandard
+    open-sans paratype play quicksand roboto-slab roboto-unhinted sora tuffy urw-base35 vollkorn
+    yanone-kaffeesatz
+"""
+_PACKAGES = tuple(Debian(f"fonts-{name}") for name in _FONTS.split())
+
+_SIZE = 128
+_MARGIN = 6
+_FACES_A_FAMILY = 8
+
+# Faces that draw something else than letters, or capitals in place of small letters.
+_NO_TEXT = re.compile(r"math|symbol|keyboard|initials|outline|caps|titling|d050000l", re.IGNORECASE)
+# Small letters that are no smaller copies of their capitals in any upright, italic or script face.
+_TELLING = "abdeghnqr"
+
+
+@dataclass(frozen=True)
+class Face:
+    """One font file: "DejaVu Sans", "Bold"."""
+
+    file: Path
+    family: str
+    style: str
+
+    @property
+    def design(self) -> str:
+        """What a split keeps together: the first word of the family, as in "DejaVu Sans Mono".
+
+        Coarser than the family, since widths and companions of a family resemble each other.
+        """
+        return self.family.split()[0].lower()
+
+    @property
+    def stem(self) -> str:
+        """File name, lower-case letters, digits and "-" only."""
+        return re.sub(r"[^a-z0-9]+", "-", f"{self.family} {self.style}".lower()).strip("-")
+
+    def at(self, size: int) -> ImageFont.FreeTypeFont:
+        # The basic layout is the same on every machine; the other depends on installed libraries.
+        return ImageFont.truetype(self.file, size, layout_engine=ImageFont.Layout.BASIC)
+
+
+def class_of(character: str) -> str:
+    """Class folder, safe where file names ignore case: "upper_A", "lower_a", "digit_0"."""
+    kind = "digit" if character.isdigit() else "upper" if character.isupper() else "lower"
+    return f"{kind}_{character}"
+
+
+def faces_in(folder: Path) -> Iterator[Face]:
+    """Faces of the TrueType and OpenType files under a folder, in the order of their paths."""
+    for file in sorted(folder.rglob("*")):
+        # Links lead into the running system, not into the package.
+        if file.suffix.lower() in (".ttf", ".otf") and file.is_file() and not file.is_symlink():
+            family, style = ImageFont.truetype(file, 10).getname()
+            yield Face(file, (family or file.stem).strip(), (style or "Regular").strip())
+
+
+def chosen(faces: Iterable[Face], most: int = _FACES_A_FAMILY) -> list[Face]:
+    """Text faces with all 62 characters, each name once, at most `most` a design."""
+    by_design: dict[str, dict[str, Face]] = {}
+    for face in faces:
+        by_design.setdefault(face.design, {}).setdefault(face.stem, face)
+    kept: list[Face] = []
+    for design in sorted(by_design):
+        usable = [face for face in by_design[design].values() if is_text(face)]
+        kept += sorted(usable, key=lambda face: _shuffled(face.stem))[:most]
+    return kept
+
+
+def is_text(face: Face) -> bool:
+    """Whether the face draws every character, and small letters that are no capitals."""
+    if _NO_TEXT.search(f"{face.family} {face.style}"):
+        return False
+    font = face.at(40)
+    absent = _drawn(font, "\U0010fffe")
+    glyphs = {character: _drawn(font, character) for character in CHARACTERS_DRAWN}
+    if any(not glyph.any() or _same(glyph, absent) for glyph in glyphs.values()):
+        return False
+    return not any(_is_copy(glyphs[small], glyphs[small.upper()]) for small in _TELLING)
+
+
+def splits(faces: list[Face]) -> dict[str, str]:
+    """Split by design: designs in the order of their hash fill test, then val, 15 % of faces each.
+
+    Designs are too few, and too unlike in size, for each to draw its split by itself.
+    """
+    sizes = Counter(face.design for face in faces)
+    found: dict[str, str] = {}
+    done = 0
+    for design in sorted(sizes, key=_shuffled):
+        part = (done + sizes[design] / 2) / len(faces)
+        found[design] = "test" if part < 0.15 else "val" if part < 0.30 else "train"
+        done += sizes[design]
+    return found
+
+
+def draw(face: Face) -> Iterator[tuple[str, Image.Image]]:
+    """Each character with its picture: 128 x 128 px, grey, dark on white.
+
+    One scale and one base line a face, so that "c" stays smaller than "C".
+    """
+    trial = face.at(100)
+    boxes = [trial.getbbox(character, anchor="ls") for character in CHARACTERS_DRAWN]
+    top, bottom = min(box[1] for box in boxes), max(box[3] for box in boxes)
+    width = max(box[2] - box[0] for box in boxes)
+    room = _SIZE - 2 * _MARGIN
+    font = face.at(int(100 * room / max(bottom - top, width)))
+    middle = (top + bottom) / 2 * font.size / 100
+    for character in CHARACTERS_DRAWN:
+        left, _, right, _ = font.getbbox(character, anchor="ls")
+        image = Image.new("L", (_SIZE, _SIZE), 255)
+        place = (_SIZE / 2 - (left + right) / 2, _SIZE / 2 - middle)
+        ImageDraw.Draw(image).text(place, character, fill=0, font=font, anchor="ls")
+        yield character, image
+
+
+def _drawn(font: ImageFont.FreeTypeFont, character: str) -> Pixels:
+    mask = font.getmask(character)
+    return np.asarray(mask, dtype=np.uint8).reshape(mask.size[1], mask.size[0])
+
+
+def _same(one: Pixels, other: Pixels) -> bool:
+    return one.shape == other.shape and bool((one == other).all())
+
+
+def _is_copy(small: Pixels, capital: Pixels) -> bool:
+    """Whether a small letter, brought to its capital's size, shares most of its ink."""
+    height, width = capital.shape
+    scaled = np.asarray(Image.fromarray(small).resize((width, height)), dtype=float)
+    shared, either = np.minimum(scaled, capital).sum(), np.maximum(scaled, capital).sum()
+    return bool(shared > 0.8 * either)
+
+
+def _shuffled(name: str) -> bytes:
+    return hashlib.blake2b(name.encode(), digest_size=8).digest()
+
+
+def _write(folder: Path, progress: Progress) -> None:
+    faces = chosen(face for package in _PACKAGES for face in faces_in(fetch(package)))
+    progress(f"drawing {len(CHARACTERS_DRAWN)} characters in each of {len(faces)} faces")
+    split = splits(faces)
+    for face in faces:
+        for character, image in draw(face):
+            save(image, folder, split[face.design], class_of(character), face.stem)
+
+
+CHARACTERS = ImageSet(
+    name="characters",
+    about=(
+        "letters and digits of text fonts: 18,166 images, 128 px, grey, 62 classes, "
+        "split by font family; counts are Debian 12's"
+    ),
+    license="mixed, free: OFL, GPL with font exception, Apache-2.0 and others, listed below",
+    credit="the fonts' authors, listed below. Changes: characters drawn as images",
+    packages=_PACKAGES,
+    write=_write,
+)

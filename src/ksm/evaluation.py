@@ -1,0 +1,42 @@
+"""How good a model is on labelled images."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional
+from torch.utils.data import DataLoader
+
+from ksm.data.load import Images, normalise
+
+
+@torch.no_grad()
+def evaluate(model: nn.Module, images: Images, batch: int = 64) -> dict[str, Any]:
+    """Accuracy and loss of a model with one output a class.
+
+    The model's mode is not changed: put it in evaluation mode first.
+
+    Returns:
+        `accuracy` (in [0, 1]), `loss` (cross-entropy, nats), `images` (count), and `correct` and
+        `count` (a list each, by class).
+    """
+    device = next(model.parameters()).device
+    correct, count, loss = torch.zeros(0), torch.zeros(0), 0.0
+    for pixels, label in DataLoader(images, batch):
+        outputs = model(normalise(pixels.to(device), images.preprocess)).float().cpu()
+        if not count.numel():
+            correct, count = torch.zeros(outputs.shape[1]), torch.zeros(outputs.shape[1])
+        loss += functional.cross_entropy(outputs, label, reduction="sum").item()
+        hit = (outputs.argmax(1) == label).float()
+        correct.index_add_(0, label, hit)
+        count.index_add_(0, label, torch.ones_like(hit))
+    total = int(count.sum())
+    return {
+        "accuracy": float(correct.sum()) / total,
+        "loss": loss / total,
+        "images": total,
+        "correct": [int(value) for value in correct],
+        "count": [int(value) for value in count],
+    }

@@ -1,0 +1,76 @@
+"""Pictures, by matplotlib (the extra `ksm[plot]`)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from ksm.errors import KsmError
+
+INK, LOSS, ACCURACY = "#222222", "#8a8f98", "#0b6e99"
+
+
+def figure(**settings: Any) -> Any:
+    """A matplotlib figure that draws to files alone.
+
+    Raises:
+        KsmError: matplotlib is not installed.
+    """
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        raise KsmError("pictures need matplotlib: pip install 'ksm[plot]'") from None
+    return Figure(layout="constrained", dpi=150, **settings)
+
+
+def curves(history: list[dict[str, Any]], best: int | None, title: str, file: Path) -> None:
+    """Loss and validation accuracy over the epochs, as a PNG.
+
+    Args:
+        history: records with `epoch`, `loss`, `val_loss` and `val_accuracy`.
+        best: the epoch that was kept.
+
+    Raises:
+        KsmError: matplotlib is not installed, or the file cannot be written.
+    """
+    picture = figure(figsize=(7, 3.2))
+    left, right = picture.subplots(1, 2)
+    epochs = [record["epoch"] for record in history]
+    left.plot(epochs, [r["loss"] for r in history], color=LOSS, marker="o", ms=3, label="training")
+    left.plot(
+        epochs,
+        [r["val_loss"] for r in history],
+        color=ACCURACY,
+        marker="o",
+        ms=3,
+        label="validation",
+    )
+    left.set(xlabel="epoch", ylabel="loss (nats)")
+    left.legend(frameon=False)
+    accuracy = [100 * r["val_accuracy"] for r in history]
+    right.plot(epochs, accuracy, color=ACCURACY, marker="o", ms=3)
+    right.set(xlabel="epoch", ylabel="validation accuracy (%)")
+    if best:
+        value = accuracy[best - 1]
+        right.plot([best], [value], "o", ms=8, mfc="none", mec=INK)
+        right.annotate(
+            f"kept: {value:.1f}", (best, value), textcoords="offset points", xytext=(0, -14),
+            ha="center", color=INK,
+        )  # fmt: skip
+    for axes in (left, right):
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.xaxis.get_major_locator().set_params(integer=True)
+    picture.suptitle(title)
+    save(picture, file)
+
+
+def save(picture: Any, file: Path) -> None:
+    """Write a figure to a PNG file.
+
+    Raises:
+        KsmError: it cannot be written.
+    """
+    try:
+        picture.savefig(file)
+    except OSError as error:
+        raise KsmError(f"cannot write {file}: {error.strerror or error}") from error

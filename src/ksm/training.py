@@ -1,0 +1,231 @@
+"""One training loop, on any device that accelerate knows. It knows nothing of masks."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.utils.data import DataLoader
+
+from ksm.data.load import AUGMENTS, Augment, Images, normalise
+from ksm.errors import KsmError
+from ksm.evaluation import evaluate
+
+
+@dataclass(frozen=True)
+class Training:
+    """Settings of a training run.
+
+    Args:
+        epochs: passes over the training images; None: as many as 400 steps take, 10 ... 60.
+        batch: images a step.
+        warmup: share of all steps in which the learning rates rise from 0; then they follow a
+            half cosine down to 0, a step at a time.
+        label_smoothing: in [0, 1).
+        balance: weigh each class by the inverse of its share of the training images.
+        patience: stop after so many epochs without a better validation accuracy; None: never.
+        augment: see `ksm.data.load.Images`.
+        precision: "no", "bf16" or "fp16", as in accelerate.
+        workers: processes that load images; 0: the training process itself.
+        seed: of the head's start, the order of the images, and the augmentation.
+    """
+
+    epochs: int | None = None
+    batch: int = 32
+    warmup: float = 0.1
+    label_smoothing: float = 0.0
+    balance: bool = False
+    patience: int | None = None
+    augment: Augment = "crop+flip"
+    precision: str = "no"
+    workers: int = 0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for value, least, what in [
+            (self.epochs, 1, "epochs"),
+            (self.batch, 2, "batch"),
+            (self.patience, 1, "patience"),
+            (self.workers, 0, "workers"),
+        ]:
+            if value is not None and value < least:
+                raise KsmError(f"{what} is {value}: expected at least {least}")
+        for value, what in [
+            (self.warmup, "warmup"),
+            (self.label_smoothing, "label smoothing"),
+        ]:
+            if not 0 <= value < 1:
+                raise KsmError(f"{what} is {value}: expected at least 0 and less than 1")
+        if self.augment not in AUGMENTS:
+            raise KsmError(f"augment {self.augment!r}: expected one of {', '.join(AUGMENTS)}")
+        if self.precision not in ("no", "bf16", "fp16"):
+            raise KsmError(f"precision {self.precision!r}: expected no, bf16 or fp16")
+
+    def epochs_for(self, images: int) -> int:
+        """How many epochs a data set of so many training images gets."""
+        if self.epochs is not None:
+            return self.epochs
+        return min(60, max(10, math.ceil(400 * self.batch / images)))
+
+
+@dataclass
+class Progress:
+    """Where a run is; handed to a display after each step.
+
+    Args:
+        epoch, step: counted from 0 within the run and the epoch.
+        images_per_second: over the epoch so far.
+        seconds_left: of the training steps, by the pace so far.
+        loss: mean of the epoch so far.
+        val_accuracy: of the last validation; None before the first.
+    """
+
+    epoch: int
+    epochs: int
+    step: int
+    steps: int
+    images_per_second: float
+    seconds_left: float
+    loss: float
+    val_accuracy: float | None
+
+
+@dataclass(frozen=True)
+class History:
+    """What a run did: a record for each epoch, which was best, and whether it was cut short."""
+
+    epochs: list[dict[str, Any]]
+    best: int | None
+    stopped: str | None
+    seconds: float
+
+
+def fit(
+    model: nn.Module,
+    groups: list[dict[str, Any]],
+    train: Images,
+    val: Images,
+    settings: Training,
+    *,
+    on_best: Callable[[], None],
+    on_epoch: Callable[[dict[str, Any]], None] = lambda record: None,
+    on_step: Callable[[Progress], None] = lambda progress: None,
+) -> History:
+    """Train with Adam and keep the epoch that is best on `val`.
+
+    Better is a higher validation accuracy, or the same with a lower loss. Ctrl-C ends the run
+    after the step at hand, as the settings' patience does.
+
+    Args:
+        groups: parameter groups with their learning rates.
+        on_best: called when the model is the best so far, in evaluation mode.
+        on_epoch: called with each epoch's record.
+
+    Raises:
+        KsmError: fewer than two training images, or a loss that is not finite.
+    """
+    from accelerate import Accelerator
+
+    if len(train) < 2:
+        raise KsmError(f"{len(train)} training images: expected at least 2")
+    accelerator = Accelerator(mixed_precision=settings.precision)
+    generator = torch.Generator().manual_seed(settings.seed)
+    loader: Any = DataLoader(
+        train,
+        settings.batch,
+        shuffle=True,
+        generator=generator,
+        num_workers=settings.workers,
+        persistent_workers=settings.workers > 0,
+        drop_last=len(train) % settings.batch == 1,  # BatchNorm cannot train on one image
+    )
+    optimizer: Any = torch.optim.Adam(groups)
+    prepared, optimizer, loader = accelerator.prepare(model, optimizer, loader)
+    weight = _class_weights(train, accelerator.device) if settings.balance else None
+    epochs, steps = settings.epochs_for(len(train)), len(loader)
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimizer, cosine(epochs * steps, round(settings.warmup * epochs * steps))
+    )
+
+    records: list[dict[str, Any]] = []
+    best: tuple[float, float] | None = None
+    best_epoch: int | None = None
+    stopped: str | None = None
+    began = time.perf_counter()
+    try:
+        for epoch in range(epochs):
+            prepared.train()
+            total = torch.zeros((), device=accelerator.device)
+            seen, epoch_began, shown = 0, time.perf_counter(), 0.0
+            for step, (pixels, label) in enumerate(loader):
+                outputs = prepared(normalise(pixels, train.preprocess))
+                loss = functional.cross_entropy(
+                    outputs.float(), label, weight, label_smoothing=settings.label_smoothing
+                )
+                accelerator.backward(loss)
+                optimizer.step()
+                optimizer.zero_grad()
+                schedule.step()
+                total += loss.detach() * len(label)
+                seen += len(label)
+                now = time.perf_counter()
+                if now - shown > 0.25 or step + 1 == steps:  # reading the loss waits for the device
+                    shown = now
+                    mean = total.item() / seen
+                    if not math.isfinite(mean):
+                        raise KsmError(
+                            f"the loss is {mean} in epoch {epoch + 1}, step {step + 1}: lower the "
+                            "learning rates"
+                        )
+                    done = epoch * steps + step + 1
+                    left = (now - began) / done * (epochs * steps - done)
+                    accuracy = best[0] if best else None
+                    pace = seen / (now - epoch_began)
+                    on_step(Progress(epoch, epochs, step, steps, pace, left, mean, accuracy))
+            train_seconds = time.perf_counter() - epoch_began
+            prepared.eval()
+            found = evaluate(prepared, val)
+            record = {
+                "epoch": epoch + 1,
+                "loss": total.item() / seen,
+                "val_accuracy": found["accuracy"],
+                "val_loss": found["loss"],
+                "images_per_second": seen / train_seconds,
+                "seconds": time.perf_counter() - began,
+            }
+            key = (found["accuracy"], -found["loss"])
+            if best is None or key > best:
+                best, best_epoch = key, epoch + 1
+                on_best()
+            records.append(record)
+            on_epoch(record)
+            if settings.patience and best_epoch and epoch + 1 - best_epoch >= settings.patience:
+                stopped = f"no better validation accuracy for {settings.patience} epochs"
+                break
+    except KeyboardInterrupt:
+        stopped = "interrupted"
+    accelerator.free_memory()
+    return History(records, best_epoch, stopped, time.perf_counter() - began)
+
+
+def cosine(steps: int, warmup: int) -> Callable[[int], float]:
+    """Factor of the learning rate at a step: a line from 0 to 1 in `warmup`, then a half cosine."""
+
+    def factor(step: int) -> float:
+        if step < warmup:
+            return (step + 1) / (warmup + 1)
+        return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
+
+    return factor
+
+
+def _class_weights(images: Images, device: torch.device) -> Tensor:
+    labels = torch.tensor([label for _, label in images.samples])
+    count = torch.bincount(labels).float()
+    return (len(labels) / (len(count) * count)).to(device)
