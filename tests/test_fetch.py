@@ -126,7 +126,7 @@ def test_a_missing_pip_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     ("stderr", "reason"),
     [
         ("WARNING: w\nERROR: no version of it\nERROR: No match for it\n", "ERROR: No match for it"),
-        ("npm error code E404\nnpm error 404 Not Found\nnpm error log\n", "npm error 404 Not Found"),
+        ("npm error code E404\nnpm error 404 Not Found\n", "npm error 404 Not Found"),
         ("Reading lists...\nE: Unable to locate package it\n", "E: Unable to locate package it"),
         ("", "it gave no message"),
     ],
@@ -184,6 +184,6 @@ def test_debian_gives_a_package_with_its_version() -> None:
 
 @pytest.mark.registry
 def test_a_version_that_does_not_exist_is_told(cache: Path) -> None:
-    with pytest.raises(KsmError, match="npm could not get npm is-odd 999.0.0: .*No matching"):
+    with pytest.raises(KsmError, match=r"npm could not get npm is-odd 999\.0\.0: .*No matching"):
         fetch(Npm("is-odd", "999.0.0", "00"))
     assert left_in(cache) == []

@@ -25,10 +25,12 @@ def share(backbone: nn.Module) -> nn.Module:
         KsmError: a module cannot be copied.
     """
     memo: dict[int, object] = {}
+    # .data and not .detach(): a detached alias shares the version counter, so that registering a
+    # parametrization on it would look to autograd like a write to the backbone.
     for tensor in backbone.parameters():
-        memo[id(tensor)] = nn.Parameter(tensor.detach(), requires_grad=False)
+        memo[id(tensor)] = nn.Parameter(tensor.data, requires_grad=False)
     for tensor in backbone.buffers():
-        memo[id(tensor)] = tensor.detach()
+        memo[id(tensor)] = tensor.data
     try:
         clone = copy.deepcopy(backbone, memo)
     except (RuntimeError, TypeError) as error:

@@ -50,6 +50,7 @@ def learn(
     method: Method | str = "ksm",
     training: Training | None = None,
     size: int | None = None,
+    crop: float = 1.0,
     head: str | None = None,
     limit: int | None = None,
     strict: bool = False,
@@ -64,6 +65,8 @@ def learn(
         backbone: a module, only read, on the device where training is to run; or a name.
         name: the task's name.
         size: side of the images in pixels, where not the backbone's own.
+        crop: share of the short side that is seen; 1: all of it. ImageNet's habit of 0.875 cuts
+            off the border, which costs much where the object fills the picture.
         head: see `ksm.add_task`.
         limit: use at most so many training images, the same ones at each run.
         strict: an unreadable image is an error.
@@ -79,10 +82,11 @@ def learn(
     if isinstance(backbone, str):
         backbone = backbone_by_name(backbone)
     preprocess = describe(backbone, head).preprocess
-    if size is not None:
-        if size < 16:
-            raise KsmError(f"size is {size}: expected at least 16 pixels")
-        preprocess = dataclasses.replace(preprocess, size=size)
+    preprocess = dataclasses.replace(preprocess, size=size or preprocess.size, crop=crop)
+    if preprocess.size < 16:
+        raise KsmError(f"size is {size}: expected at least 16 pixels")
+    if not 0 < crop <= 1:
+        raise KsmError(f"crop is {crop}: expected a value from 0 to 1")
     chosen = {**found.splits, "train": _limited(found.splits["train"], limit)}
     watcher.scanned(
         dataclasses.replace(found, splits=chosen), training.epochs_for(len(chosen["train"]))
@@ -92,6 +96,7 @@ def learn(
             samples,
             preprocess,
             training.augment if split == "train" else "none",
+            training.min_area,
             strict,
             watcher.image,
         )

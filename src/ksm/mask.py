@@ -29,10 +29,9 @@ def gumbel_noise(score: Tensor, generator: torch.Generator | None = None) -> Ten
     Added to `beta (S - tau)` it makes the softmax below a Gumbel-softmax sample (Jang et al.,
     arXiv 1611.01144).
     """
-    uniform = torch.rand((2, *score.shape), generator=generator, device=score.device)
-    floor = torch.finfo(uniform.dtype).tiny
-    gumbel = -torch.log(-torch.log(uniform.clamp_min(floor)).clamp_min(floor))
-    return (gumbel[0] - gumbel[1]).to(score.dtype)
+    draws = torch.empty((2, *score.shape), dtype=score.dtype, device=score.device)
+    gumbel = -draws.exponential_(generator=generator).log()
+    return gumbel[0] - gumbel[1]
 
 
 def soft_on(

@@ -30,7 +30,7 @@ class Training:
         label_smoothing: in [0, 1).
         balance: weigh each class by the inverse of its share of the training images.
         patience: stop after so many epochs without a better validation accuracy; None: never.
-        augment: see `ksm.data.load.Images`.
+        augment, min_area: see `ksm.data.load.Images`.
         precision: "no", "bf16" or "fp16", as in accelerate.
         workers: processes that load images; 0: the training process itself.
         seed: of the head's start, the order of the images, and the augmentation.
@@ -43,6 +43,7 @@ class Training:
     balance: bool = False
     patience: int | None = None
     augment: Augment = "crop+flip"
+    min_area: float = 0.8
     precision: str = "no"
     workers: int = 0
     seed: int = 0
@@ -62,6 +63,8 @@ class Training:
         ]:
             if not 0 <= value < 1:
                 raise KsmError(f"{what} is {value}: expected at least 0 and less than 1")
+        if not 0 < self.min_area <= 1:
+            raise KsmError(f"min_area is {self.min_area}: expected a value from 0 to 1")
         if self.augment not in AUGMENTS:
             raise KsmError(f"augment {self.augment!r}: expected one of {', '.join(AUGMENTS)}")
         if self.precision not in ("no", "bf16", "fp16"):

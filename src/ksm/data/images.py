@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import warnings
 from typing import Any
@@ -67,6 +68,8 @@ def _upright_rgb(image: Image.Image, short_side: int) -> Image.Image:
         )
     image.draft("RGB", (2 * short_side, 2 * short_side))  # a large JPEG decodes at 1/2, 1/4, 1/8
     image.load()
+    with contextlib.suppress(Exception):  # broken EXIF data must not cost the image
+        image = ImageOps.exif_transpose(image)
     if image.mode == "I;16" or image.mode.startswith("I;16"):
         image = _scaled_grey(np.asarray(image).astype(np.float32) / 257)
     elif image.mode in ("I", "F"):
@@ -74,7 +77,6 @@ def _upright_rgb(image: Image.Image, short_side: int) -> Image.Image:
         top = float(np.nanmax(values)) if values.size else 0.0
         scale = 255 if image.mode == "F" and top <= 1 else 1 if top <= 255 else 1 / 257
         image = _scaled_grey(values * scale)
-    image = ImageOps.exif_transpose(image)
     if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
         image = image.convert("RGBA")
         white = Image.new("RGBA", image.size, "white")

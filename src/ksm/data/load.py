@@ -19,7 +19,7 @@ from ksm.data.images import read_image
 from ksm.data.preprocess import Preprocess
 from ksm.errors import KsmError
 
-Augment = Literal["none", "crop", "crop+flip"]
+Augment = Literal["none", "flip", "crop", "crop+flip"]
 AUGMENTS: tuple[Augment, ...] = get_args(Augment)
 
 MEMORY = 4 * 1024**3
@@ -43,8 +43,9 @@ class Images(Dataset[tuple[Tensor, int]]):
         decoded: for each sample its pixels (3, height, width), short side `preprocess.resize`;
             None where they are decoded at each use.
         preprocess: gives the size.
-        augment: `crop` cuts a random part (half to all of the area) and resizes it, `flip` mirrors
-            left and right; `none` cuts the centre.
+        augment: `crop` cuts a random part, at least `min_area` of the image, and resizes it;
+            `flip` mirrors left and right half of the time. Without `crop` the centre is cut.
+        min_area: in (0, 1].
         skipped: files left out.
     """
 
@@ -52,6 +53,7 @@ class Images(Dataset[tuple[Tensor, int]]):
     decoded: list[Tensor | None]
     preprocess: Preprocess
     augment: Augment = "none"
+    min_area: float = 0.8
     skipped: list[Skipped] = field(default_factory=list[Skipped])
 
     def __post_init__(self) -> None:
@@ -59,9 +61,10 @@ class Images(Dataset[tuple[Tensor, int]]):
 
         size = self.preprocess.size
         steps: list[torch.nn.Module] = [v2.CenterCrop(size)]
-        if self.augment != "none":
-            steps = [v2.RandomResizedCrop(size, scale=(0.5, 1.0), antialias=True)]
-        if self.augment == "crop+flip":
+        if "crop" in self.augment:
+            area, ratio = (self.min_area, 1.0), (4 / 5, 5 / 4)
+            steps = [v2.RandomResizedCrop(size, area, ratio, antialias=True)]
+        if "flip" in self.augment:
             steps.append(v2.RandomHorizontalFlip())
         self._cut = v2.Compose(steps)
 
@@ -80,6 +83,7 @@ def load(
     samples: Sequence[Sample],
     preprocess: Preprocess,
     augment: Augment = "none",
+    min_area: float = 0.8,
     strict: bool = False,
     on_image: Callable[[], None] | None = None,
 ) -> Images:
@@ -119,7 +123,7 @@ def load(
         raise KsmError(
             f"none of {len(samples)} images can be read; {skipped[0].path}: {skipped[0].reason}"
         )
-    return Images(kept, decoded, preprocess, augment, skipped)
+    return Images(kept, decoded, preprocess, augment, min_area, skipped)
 
 
 def read(path: Path, preprocess: Preprocess) -> Tensor:

@@ -17,8 +17,12 @@ from PIL import Image
 from ksm.errors import KsmError
 from ksm.fetch import Npm, fetch
 
-# What only tells who does a thing or which way they face: man, woman, person, the gender signs.
-_WHO = {"1F468", "1F469", "1F9D1", "2640", "2642", "200D", "27A1"}
+# What only tells who does a thing or which way they face, not what is done.
+_WHO = {
+    *("1F468", "1F469", "1F9D1", "1F466", "1F467", "1F9D2", "1F46A"),  # adults, children, family
+    *("1F471", "1F9B0", "1F9B1", "1F9B2", "1F9B3"),  # hair
+    *("2640", "2642", "27A1", "200D"),  # gender signs, the arrow "facing right", the joiner
+}
 
 
 @dataclass(frozen=True)
@@ -134,19 +138,23 @@ def svg_of(icon: dict[str, Any], collection: dict[str, Any]) -> str:
 def by_name(collection: dict[str, Any], emoji: list[Emoji]) -> dict[str, Drawing]:
     """Drawings of a collection whose icons are named after the emoji, not by code.
 
-    An icon counts under its own name and under its aliases; what has no emoji's name is left out.
+    An icon counts once, under its own name or else an alias; what has no emoji's name is left out.
     """
     codes = {_letters(item.name): item.code for item in emoji}
     spelled = {name: name for name in collection["icons"]}
     for alias, entry in collection.get("aliases", {}).items():
         if set(entry) == {"parent"}:  # no flip or turn: the same picture
             spelled.setdefault(alias, entry["parent"])
-    found: dict[str, Drawing] = {}
-    for name, icon in spelled.items():
+    icons: dict[str, str] = {}
+    for name, icon in spelled.items():  # own names first: "cricket" is an alias of cricket game
         code = codes.get(_letters(name))
-        if code and code not in found and icon in collection["icons"]:
-            found[code] = Drawing(svg_of(collection["icons"][icon], collection))
-    return found
+        if code and code not in icons and icon not in icons.values():
+            icons[code] = icon
+    return {
+        code: Drawing(svg_of(collection["icons"][icon], collection))
+        for code, icon in icons.items()
+        if icon in collection["icons"]
+    }
 
 
 def _letters(name: str) -> str:

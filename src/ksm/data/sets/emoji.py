@@ -1,8 +1,10 @@
 """Three tasks on emoji: which art style, which group of subjects, which thing."""
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+
+from PIL import Image
 
 from ksm.data.sets import _emoji_art as art
 from ksm.data.sets._set import ImageSet, Progress
@@ -59,40 +61,43 @@ def folder_of(name: str) -> str:
     return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
 
 
-def _write_style(folder: Path, progress: Progress) -> None:
-    emoji = art.standard_emoji()
-    subjects = {item.code: item.subject for item in emoji}
-    for vendor in _COLOUR:
+def _drawn(
+    arts: tuple[art.Art, ...], emoji: list[art.Emoji], size: int, progress: Progress
+) -> Iterator[tuple[art.Art, art.Emoji, Image.Image]]:
+    """Each vendor's picture of each emoji; of equal pictures only the first.
+
+    Without colour all hearts are one picture, and one vendor draws all families alike: such
+    copies would be on both sides of a split, and in two classes.
+    """
+    seen: set[bytes] = set()
+    for vendor in arts:
         drawings = vendor.read(emoji)
         progress(f"drawing {len(drawings):,} emoji of {vendor.name}")
-        for code, drawing in drawings.items():
-            split = split_of(subjects[code])
-            save(drawing.render(_COLOUR_SIZE), folder, split, vendor.name, code)
+        for item in emoji:
+            if item.code not in drawings:
+                continue
+            picture = drawings[item.code].render(size)
+            if picture.tobytes() not in seen:
+                seen.add(picture.tobytes())
+                yield vendor, item, picture
+
+
+def _write_style(folder: Path, progress: Progress) -> None:
+    for vendor, item, picture in _drawn(_COLOUR, art.standard_emoji(), _COLOUR_SIZE, progress):
+        save(picture, folder, split_of(item.subject), vendor.name, item.code)
 
 
 def _write_line(folder: Path, progress: Progress) -> None:
-    emoji = art.standard_emoji()
-    known = {item.code: item for item in emoji}
-    for vendor in _LINE:
-        drawings = vendor.read(emoji)
-        progress(f"drawing {len(drawings):,} emoji of {vendor.name}")
-        for code, drawing in drawings.items():
-            item = known[code]
-            picture = drawing.render(_LINE_SIZE).convert("L")
-            save(picture, folder, split_of(item.subject), item.group, f"{vendor.name}-{code}")
+    for vendor, item, picture in _drawn(_LINE, art.standard_emoji(), _LINE_SIZE, progress):
+        stem = f"{vendor.name}-{item.code}"
+        save(picture.convert("L"), folder, split_of(item.subject), item.group, stem)
 
 
 def _write_concept(folder: Path, progress: Progress) -> None:
     by_name = {item.name: item for item in art.standard_emoji()}
-    chosen = [by_name[name] for name in CONCEPTS]
-    for vendor in _COLOUR:
-        drawings = vendor.read(chosen)
-        progress(f"drawing {len(drawings):,} emoji of {vendor.name}")
-        for item in chosen:
-            if item.code in drawings:
-                picture = drawings[item.code].render(_COLOUR_SIZE)
-                split = VENDOR_SPLITS[vendor.name]
-                save(picture, folder, split, folder_of(item.name), vendor.name)
+    emoji = [by_name[name] for name in CONCEPTS]
+    for vendor, item, picture in _drawn(_COLOUR, emoji, _COLOUR_SIZE, progress):
+        save(picture, folder, VENDOR_SPLITS[vendor.name], folder_of(item.name), vendor.name)
 
 
 def _set(
@@ -113,13 +118,13 @@ def _set(
 
 EMOJI_STYLE = _set(
     "emoji-style",
-    "emoji: 10,698 images, 64 px, colour, 8 classes (art styles), split by what is drawn",
+    "emoji: 10,600 images, 64 px, colour, 8 classes (art styles), split by what is drawn",
     _COLOUR,
     _write_style,
 )
 EMOJI_LINE = _set(
     "emoji-line",
-    "line drawings: 4,303 emoji, 128 px, grey, 8 classes (groups), split by what is drawn",
+    "line drawings: 4,214 emoji, 128 px, grey, 8 classes (groups), split by what is drawn",
     _LINE,
     _write_line,
 )

@@ -1,0 +1,168 @@
+"""Backbones of many kinds: two tasks each, saved, reloaded, switched, compiled and exported."""
+
+import copy
+
+import pytest
+import timm
+import torch
+import torchvision
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+from ksm import KSM, Bank, Task, add_task, parameter_groups
+from ksm.backbones import fingerprint
+from ksm.methods.ksm import soft_masks
+from ksm.task import attached
+
+BACKBONES = {
+    "resnet18": lambda: timm.create_model("resnet18"),
+    "mobilenetv3_small_100": lambda: timm.create_model("mobilenetv3_small_100"),
+    "efficientnet_lite0": lambda: timm.create_model("efficientnet_lite0"),
+    "convnext_atto": lambda: timm.create_model("convnext_atto"),
+    "vit_tiny_patch16_224": lambda: timm.create_model("vit_tiny_patch16_224", img_size=64),
+    "vgg11_bn": lambda: torchvision.models.vgg11_bn(),
+}
+pytestmark = pytest.mark.parametrize("name", BACKBONES)
+
+
+def make(name):
+    torch.manual_seed(3)
+    return BACKBONES[name]().eval()
+
+
+def inputs(batch=3):
+    return torch.randn(batch, 3, 64, 64, generator=torch.Generator().manual_seed(5))
+
+
+def with_masks(backbone, classes, seed):
+    """A task model whose masks have units off, as after long training."""
+    torch.manual_seed(seed)
+    model = add_task(backbone, classes)
+    with torch.no_grad():
+        for _, soft in soft_masks(model):
+            soft.score.copy_(5e-3 + 5e-3 * torch.randn_like(soft.score) + 3e-3)
+    return model
+
+
+def step(model, classes):
+    optimizer = torch.optim.Adam(parameter_groups(model))
+    loss = nn.functional.cross_entropy(model(inputs()), torch.arange(3) % classes)
+    loss.backward()
+    optimizer.step()
+    optimizer.zero_grad()
+
+
+def everything(module):
+    """All that a user could see change in a module."""
+    return {
+        "tensors": {n: t.clone() for n, t in module.state_dict().items()},
+        "addresses": {n: t.data_ptr() for n, t in module.state_dict().items()},
+        "versions": {n: t._version for n, t in module.state_dict().items()},
+        "requires_grad": {n: (p.requires_grad, p.grad) for n, p in module.named_parameters()},
+        "modes": {n: m.training for n, m in module.named_modules()},
+        "types": {n: type(m) for n, m in module.named_modules()},
+        "hooks": {n: len(m._forward_hooks) for n, m in module.named_modules()},
+    }
+
+
+def same(before, after):
+    assert before["tensors"].keys() == after["tensors"].keys()
+    assert all(torch.equal(t, after["tensors"][n]) for n, t in before["tensors"].items())
+    return all(before[key] == after[key] for key in before if key != "tensors")
+
+
+@torch.no_grad()
+def test_two_tasks_train_save_reload_and_switch(name, tmp_path):
+    backbone = make(name)
+    backbone.train()  # whatever mode the user left it in, it stays
+    before, hash_before = everything(backbone), fingerprint(backbone, "")
+    bank, expected = Bank(tmp_path), {}
+    for task_name, classes, seed in [("a", 3, 1), ("b", 7, 2)]:
+        with torch.enable_grad():
+            model = with_masks(backbone, classes, seed)
+            step(model, classes)
+        model.eval()
+        expected[task_name] = model(inputs())
+        assert expected[task_name].shape == (3, classes)
+        names = [f"class {i}" for i in range(classes)]
+        bank.save(Task.of(model, task_name, names))
+        model.train()
+        assert any(m.training for m in model.modules())
+    for task_name in "aba":
+        found = bank.load(task_name).on(backbone)
+        assert type(found) is type(backbone)
+        assert not list(soft_masks(found)) and not any(p.requires_grad for p in found.parameters())
+        assert torch.equal(found(inputs()), expected[task_name]), task_name
+        found.train()
+        found(inputs())  # a user's mistake must not reach the backbone either
+    assert fingerprint(backbone, "") == hash_before
+    assert same(before, everything(backbone))
+
+
+def test_masks_norms_and_head_train_and_nothing_else(name):
+    backbone = make(name)
+    model = with_masks(backbone, 4, 1)
+    shared = {t.data_ptr() for t in backbone.state_dict().values()}
+    own = {n: p.detach().clone() for n, p in model.named_parameters() if p.requires_grad}
+    assert not any(model.get_parameter(n).data_ptr() in shared for n in own)
+    for _ in range(2):
+        step(model, 4)
+    moved = {n for n, value in own.items() if not torch.equal(value, model.get_parameter(n))}
+    # A bias before BatchNorm or softmax has no gradient but rounding noise; all else must move.
+    assert len(moved) >= 0.95 * len(own)
+    masked = [n for n, _ in soft_masks(model)]
+    head = attached(model).description.head
+    can = [n for n, m in backbone.named_modules() if isinstance(m, (nn.Conv2d, nn.Linear))]
+    assert sorted(masked) == sorted(n for n in can if n != head)
+
+
+def test_checkpointing_gives_equal_gradients(name):
+    gradients = []
+    for checkpointed in (False, True):
+        model = with_masks(make(name), 4, 1)
+        if checkpointed and hasattr(model, "set_grad_checkpointing"):
+            model.set_grad_checkpointing(True)
+        elif checkpointed:
+            plain = model.features.forward
+            model.features.forward = lambda x, f=plain: checkpoint(f, x, use_reentrant=False)
+        torch.manual_seed(0)  # dropout
+        x = inputs().requires_grad_()  # as for checkpoints that need a graph at their input
+        nn.functional.cross_entropy(model(x), torch.arange(3)).backward()
+        gradients.append({n: p.grad for n, p in model.named_parameters() if p.requires_grad})
+    plain, again = gradients
+    assert all(torch.equal(plain[n], again[n]) for n in plain)
+
+
+def test_compile_and_export_give_equal_outputs(name):
+    model = with_masks(make(name), 4, 1).eval()
+    x = inputs()
+    with torch.no_grad():
+        expected = model(x)
+        exported = torch.export.export(model, (x,)).module()
+        torch.testing.assert_close(exported(x), expected, rtol=1e-5, atol=1e-5)
+    torch._dynamo.reset()
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(x), expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_compiled_by_inductor(name):
+    if name not in ("resnet18", "vit_tiny_patch16_224"):
+        pytest.skip("two kinds of network are enough for the code generator")
+    model = with_masks(make(name), 4, 1)
+    other = copy.deepcopy(model)
+    torch._dynamo.reset()
+    compiled = torch.compile(model, fullgraph=True)
+    x = inputs()
+    torch.testing.assert_close(compiled(x), other(x), rtol=1e-3, atol=1e-4)
+    compiled(x).sum().backward()
+    other(x).sum().backward()
+    for (n, p), q in zip(model.named_parameters(), other.parameters(), strict=True):
+        if p.requires_grad:
+            torch.testing.assert_close(p.grad, q.grad, rtol=1e-2, atol=1e-3, msg=n)
+
+
+def test_granularities(name):
+    for granularity in ("group", "channel", "element"):
+        model = add_task(make(name), 3, method=KSM(granularity=granularity))
+        step(model, 3)
