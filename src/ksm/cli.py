@@ -59,7 +59,7 @@ def learn(
     crop: Annotated[float, typer.Option(help="Share of the short side that is seen.")] = 1.0,
     epochs: Annotated[int | None, typer.Option(help="Default: by the number of images.")] = None,
     batch: Annotated[int, typer.Option(help="Images a step.")] = 32,
-    augment: Annotated[str, typer.Option(help="none, flip, crop or crop+flip.")] = "crop+flip",
+    augment: Annotated[str, typer.Option(help="none, flip, crop or crop+flip.")] = "flip",
     label_smoothing: Annotated[float, typer.Option(help="In [0, 1).")] = 0.0,
     balance: Annotated[bool, typer.Option("--balance", help="Weigh rare classes more.")] = False,
     patience: Annotated[

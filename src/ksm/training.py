@@ -42,7 +42,7 @@ class Training:
     label_smoothing: float = 0.0
     balance: bool = False
     patience: int | None = None
-    augment: Augment = "crop+flip"
+    augment: Augment = "flip"
     min_area: float = 0.8
     precision: str = "no"
     workers: int = 0
