@@ -15,7 +15,8 @@ import os
 import re
 import tempfile
 from collections.abc import Iterator
-from dataclasses import asdict
+from contextlib import suppress
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,6 +31,21 @@ if TYPE_CHECKING:
 
 FORMAT = 1
 SUFFIX = ".safetensors"
+_SHAPE: dict[str, type] = {
+    "name": str,
+    "classes": list,
+    "method.name": str,
+    "backbone.name": str,
+    "backbone.head": str,
+    "backbone.fingerprint": str,
+    "backbone.preprocess.size": int,
+    "bytes.mask": int,
+    "bytes.norm": int,
+    "bytes.head": int,
+    "record": dict,
+    "metrics": dict,
+}
+"""What is always there; the rest of `record` and `metrics` is its author's affair."""
 
 
 class Bank:
@@ -46,7 +62,7 @@ class Bank:
         """Names of the tasks in the folder, sorted."""
         if not self.folder.is_dir():
             return []
-        files = self.folder.glob(f"*{SUFFIX}")
+        files = [path for path in self.folder.glob(f"*{SUFFIX}") if path.is_file()]
         return sorted(name for file in files if _plain(name := file.name.removesuffix(SUFFIX)))
 
     def __contains__(self, name: str) -> bool:
@@ -64,7 +80,7 @@ class Bank:
         if not _plain(name):
             raise KsmError(
                 f"task name {name!r}: expected letters, digits, '.', '_' and '-', the first a "
-                "letter or digit, at most 100 characters"
+                "letter or digit, at most 100 characters (200 bytes)"
             )
         return self.folder / f"{name}{SUFFIX}"
 
@@ -75,6 +91,8 @@ class Bank:
             KsmError: the name is not plain or is taken, or the folder cannot be written to.
         """
         path = self.path(name)
+        if path.is_dir():
+            raise KsmError(f"{path} is a folder where the task's file should be: remove it")
         if path.exists() and not force:
             raise KsmError(
                 f"{path} exists: choose another name, or give --force (force=True) to replace it"
@@ -99,23 +117,20 @@ class Bank:
         return path
 
     def load(self, name: str) -> Task:
-        """Read a task.
+        """Read a task. Its name is the file's: who renames the file renames the task.
 
         Raises:
             KsmError: there is no such task, or its file is damaged or of a newer format.
         """
-        path = self.path(name)
-        if not path.is_file():
-            known = ", ".join(self.names()) or "none"
-            raise KsmError(f"no task {name!r} in {self.folder}; the tasks there: {known}")
-        return read(path)
+        return replace(read(self._existing(name)), name=name)
 
     def header(self, name: str) -> dict[str, Any]:
-        """The JSON of a task's file alone, without its tensors; not checked against the digest."""
-        path = self.path(name)
-        if not path.is_file():
-            self.load(name)
-        return read_header(path)
+        """The JSON of a task's file alone, without its tensors; not checked against the digest.
+
+        Raises:
+            KsmError: as `load`, as far as the JSON shows it.
+        """
+        return {**read_header(self._existing(name)), "name": name}
 
     def remove(self, name: str) -> None:
         """Delete a task's file.
@@ -123,12 +138,18 @@ class Bank:
         Raises:
             KsmError: there is no such task, or the folder cannot be written to.
         """
-        if name not in self:
-            self.load(name)
+        path = self._existing(name)
         try:
-            self.path(name).unlink()
+            path.unlink()
         except OSError as error:
-            raise KsmError(f"cannot remove {self.path(name)}: {_reason(error)}") from error
+            raise KsmError(f"cannot remove {path}: {_reason(error)}") from error
+
+    def _existing(self, name: str) -> Path:
+        path = self.path(name)
+        if not path.is_file():
+            known = ", ".join(self.names()) or "none"
+            raise KsmError(f"no task {name!r} in {self.folder}; the tasks there: {known}")
+        return path
 
 
 def write(path: Path, task: Task) -> None:
@@ -171,7 +192,8 @@ def write_atomically(path: Path, content: bytes) -> None:
     except OSError as error:
         raise KsmError(f"cannot write {path}: {_reason(error)}") from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
 
 
 def read_header(path: Path) -> dict[str, Any]:
@@ -186,12 +208,18 @@ def read_header(path: Path) -> dict[str, Any]:
         if text is None:
             raise KsmError(f"{path} is a safetensors file but no ksm task")
         meta = json.loads(text)
-    except (SafetensorError, ValueError, OSError) as error:
+    except (SafetensorError, ValueError, OSError, RecursionError) as error:
         raise KsmError(f"{path} is damaged or no task file: {error}") from error
-    if meta["format"] > FORMAT:
-        raise KsmError(
-            f"{path} has format {meta['format']}, this ksm reads up to {FORMAT}: update ksm"
-        )
+    found = _at(meta, "format")
+    if not isinstance(found, int):
+        raise KsmError(f"{path} is damaged or no task file: it does not say its format")
+    if found > FORMAT:
+        raise KsmError(f"{path} has format {found}, this ksm reads up to {FORMAT}: update ksm")
+    for key, kind in _SHAPE.items():
+        if not isinstance(_at(meta, key), kind):
+            raise KsmError(f"{path} is damaged: expected a {kind.__name__} as its {key!r}")
+    if not all(isinstance(name, str) for name in meta["classes"]):
+        raise KsmError(f"{path} is damaged: expected text for each of its classes")
     return meta
 
 
@@ -211,24 +239,36 @@ def read(path: Path) -> Task:
     meta = read_header(path)
     try:
         tensors = load_file(path)
-    except SafetensorError as error:
+    except (SafetensorError, ValueError, KeyError, OSError) as error:
         raise KsmError(f"{path} is damaged: {error}") from error
     digest = meta.pop("digest", None)
     if digest != _digest(meta, tensors):
         raise KsmError(f"{path} is damaged or was altered: its content does not fit its digest")
     backbone = meta["backbone"]
-    prepare: dict[str, Any] = backbone["preprocess"]
-    prepare = {**prepare, "mean": tuple(prepare["mean"]), "std": tuple(prepare["std"])}
-    return Task(
-        name=meta["name"],
-        classes=tuple(meta["classes"]),
-        method=make(**meta["method"]),
-        backbone=Description(backbone["name"], backbone["head"], Preprocess(**prepare)),
-        fingerprint=backbone["fingerprint"],
-        tensors=tensors,
-        record=meta["record"],
-        metrics=meta["metrics"],
-    )
+    try:
+        prepare: dict[str, Any] = backbone["preprocess"]
+        prepare = {**prepare, "mean": tuple(prepare["mean"]), "std": tuple(prepare["std"])}
+        return Task(
+            name=meta["name"],
+            classes=tuple(meta["classes"]),
+            method=make(**meta["method"]),
+            backbone=Description(backbone["name"], backbone["head"], Preprocess(**prepare)),
+            fingerprint=backbone["fingerprint"],
+            tensors=tensors,
+            record=meta["record"],
+            metrics=meta["metrics"],
+        )
+    except (KsmError, KeyError, TypeError) as error:
+        raise KsmError(
+            f"{path} was written by another version of ksm or is damaged: {error}"
+        ) from error
+
+
+def _at(meta: Any, key: str) -> Any:
+    """The value under a dotted key of nested objects; None where it is not there."""
+    for part in key.split("."):
+        meta = meta.get(part) if isinstance(meta, dict) else None
+    return meta
 
 
 def _digest(meta: dict[str, Any], tensors: dict[str, Tensor]) -> str:
@@ -243,10 +283,13 @@ def _digest(meta: dict[str, Any], tensors: dict[str, Tensor]) -> str:
 
 
 def _plain(name: str) -> bool:
-    return re.fullmatch(r"[^\W_][\w.-]{0,99}", name) is not None
+    fits = re.fullmatch(r"[^\W_][\w.-]{0,99}", name) is not None
+    return fits and len(name.encode()) <= 200  # file systems count bytes
 
 
 def _reason(error: OSError) -> str:
     if error.errno == errno.ENOSPC:
         return "no room left on the disk"
+    if error.errno == errno.EEXIST:
+        return "a file of that name is in the way"
     return error.strerror or str(error)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import json
+import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar, cast
 
 import typer
 
@@ -14,7 +17,11 @@ from ksm.errors import KsmError
 if TYPE_CHECKING:
     from torch import nn
 
+    from ksm.bank import Bank
+    from ksm.display import Display
     from ksm.task import Task
+
+T = TypeVar("T")
 
 app = typer.Typer(
     help="One frozen image backbone, a small task file for each new task.",
@@ -76,9 +83,9 @@ def learn(
 ) -> None:
     """Learn a task from a folder of labelled images."""
     from ksm.bank import Bank
+    from ksm.data.folder import image_folder
 
-    if not folder.is_dir():
-        raise KsmError(f"no such folder: {folder}")
+    image_folder(folder)
     Bank(bank).check_free(name, force)
 
     import dataclasses
@@ -124,8 +131,8 @@ def learn(
             strict=strict,
             watcher=display,
         )
-    path = Bank(bank).save(task, force=force)
-    picture = _draw_curves(task, path)
+        path = Bank(bank).save(task, force=force)
+        picture = _draw_curves(task, path, display)
     if stopped := task.record["stopped"]:
         console.print(f"stopped early: {stopped}", highlight=False)
     if json_:
@@ -195,10 +202,10 @@ def predict(
         raise KsmError("say which task: --task NAME, or --all for every task of the bank")
     from ksm.bank import Bank
 
-    names = Bank(bank).names() if all_ else [str(task)]
-    if not names:
+    here = Bank(bank)
+    tasks = list(_readable(here, here.load).values()) if all_ else [here.load(str(task))]
+    if not tasks:
         raise KsmError(f"there is no task in {bank}: learn one with `ksm learn NAME FOLDER`")
-    tasks = [Bank(bank).load(name) for name in names]
 
     from ksm.prediction import predict as predict_files
 
@@ -234,7 +241,8 @@ def tasks(bank: BankOption = BANK, json_: JsonOption = False) -> None:
     here = Bank(bank)
     if not bank.is_dir():
         raise KsmError(f"no bank at {bank}: learn a task, or say where with --bank")
-    found = [_summary(here.header(name), here.path(name)) for name in here]
+    headers = _readable(here, here.header)
+    found = [_summary(header, here.path(name)) for name, header in headers.items()]
     if json_:
         _print_json(found)
         return
@@ -244,8 +252,8 @@ def tasks(bank: BankOption = BANK, json_: JsonOption = False) -> None:
             str(len(one["classes"])),
             one["method"]["name"],
             one["backbone"]["name"],
-            percent(one["metrics"].get("val", {}).get("accuracy")),
-            percent(one["metrics"].get("test", {}).get("accuracy")),
+            percent(_accuracy(one, "val")),
+            percent(_accuracy(one, "test")),
             size(one["bytes"]["file"]),
         ]
         for one in found
@@ -268,8 +276,7 @@ def info(
     if json_:
         _print_json(one)
         return
-    record, metrics, sizes = one["record"], one["metrics"], one["bytes"]
-    mask = record.get("mask", {})
+    record, sizes = one["record"], one["bytes"]
     rows = [
         ["task", one["name"]],
         ["file", one["file"]],
@@ -278,15 +285,15 @@ def info(
         ["fingerprint", one["backbone"]["fingerprint"]],
         ["images", f"{one['backbone']['preprocess']['size']} pixels a side"],
         ["method", ", ".join(f"{k} {v}" for k, v in one["method"].items() if v is not None)],
-        ["validation", percent(metrics.get("val", {}).get("accuracy"))],
-        ["test", percent(metrics.get("test", {}).get("accuracy"))],
+        ["validation", percent(_accuracy(one, "val"))],
+        ["test", percent(_accuracy(one, "test"))],
         ["size", f"{size(sizes['file'])}: " + ", ".join(
             f"{part} {size(sizes[part])}" for part in ("mask", "norm", "head")
         )],
     ]  # fmt: skip
-    if "full_copy" in record:
+    if _numbers(record, "full_copy"):
         rows.append(["a full copy", size(record["full_copy"])])
-    if mask:
+    if mask := _numbers(record.get("mask"), "units", "weights", "layers", "off"):
         rows.append(
             [
                 "mask",
@@ -295,13 +302,14 @@ def info(
                 f"{8 * sizes['mask'] / mask['weights']:.2f} bits a weight",
             ]
         )
-    if "seconds" in record:
-        history = record["history"]
+    settings = _numbers(record.get("training"), "seed")
+    if settings and _numbers(record, "seconds", "best_epoch"):
+        epochs = len(record.get("history", []))
         rows.append(
             [
                 "training",
-                f"{clock(record['seconds'])}, {len(history)} epochs, best {record['best_epoch']}, "
-                f"seed {record['training']['seed']}, on {record['device']}",
+                f"{clock(record['seconds'])}, {epochs} epochs, best {record['best_epoch']}, "
+                f"seed {settings['seed']}, on {record.get('device')}",
             ]
         )
     _print_table(["", ""], rows, header=False)
@@ -309,7 +317,9 @@ def info(
 
 @app.command()
 def remove(
-    name: Annotated[str, typer.Argument(help="Name of the task.")], bank: BankOption = BANK
+    name: Annotated[str, typer.Argument(help="Name of the task.")],
+    bank: BankOption = BANK,
+    json_: JsonOption = False,
 ) -> None:
     """Delete a task, its log and its picture."""
     from ksm.bank import Bank
@@ -318,7 +328,10 @@ def remove(
     here.remove(name)
     for suffix in (".log.jsonl", ".png"):
         here.path(name).with_suffix(suffix).unlink(missing_ok=True)
-    print(f"removed {name} from {bank}")
+    if json_:
+        _print_json({"removed": name, "file": str(here.path(name))})
+    else:
+        print(f"removed {name} from {bank}")
 
 
 @app.command()
@@ -380,6 +393,9 @@ def _settings(pairs: list[str]) -> dict[str, Any]:
         key, equals, value = pair.partition("=")
         if not equals or not key:
             raise KsmError(f"--set {pair}: expected KEY=VALUE, such as alpha=0.5")
+        if key in ("name", "recipe"):
+            option = "--method" if key == "name" else "--recipe"
+            raise KsmError(f"--set {pair}: {key} is no setting, give {option} {value}")
         try:
             found[key] = json.loads(value)
         except ValueError:
@@ -388,27 +404,64 @@ def _settings(pairs: list[str]) -> dict[str, Any]:
 
 
 def _summary(header: dict[str, Any], path: Path) -> dict[str, Any]:
-    mask = header["record"].get("mask", {})
+    mask = _numbers(header["record"].get("mask"), "weights")
     sizes = {**header["bytes"], "file": path.stat().st_size}
-    sizes["conv_weights"] = mask.get("weights", 0)
+    sizes["conv_weights"] = mask["weights"] if mask else 0
     return {**header, "file": str(path), "bytes": sizes}
 
 
-def _draw_curves(task: Task, path: Path) -> Path | None:
-    """The picture beside the task file; None where matplotlib is not installed."""
+def _numbers(value: Any, *keys: str) -> dict[str, Any] | None:
+    """The value, where it is an object with a number under each of the keys.
+
+    Who makes a task in Python can put anything into its record and metrics.
+    """
+    if isinstance(value, dict) and all(isinstance(value.get(key), int | float) for key in keys):
+        return cast("dict[str, Any]", value)
+    return None
+
+
+def _accuracy(header: dict[str, Any], split: str) -> float | None:
+    found = _numbers(header["metrics"].get(split), "accuracy")
+    return found["accuracy"] if found else None
+
+
+def _readable(bank: Bank, read: Callable[[str], T]) -> dict[str, T]:
+    """What `read` gives for each task of a bank; a damaged file costs a warning, not the others."""
+    found: dict[str, T] = {}
+    for name in bank:
+        try:
+            found[name] = read(name)
+        except KsmError as error:
+            print(f"warning: left out: {error}", file=sys.stderr)
+    return found
+
+
+def _draw_curves(task: Task, path: Path, display: Display) -> Path | None:
+    """The picture beside the task file; None where it cannot be drawn, which costs no task."""
     from importlib.util import find_spec
 
     if find_spec("matplotlib") is None:
         return None
+    import warnings
+
     from ksm.plot import curves
 
     picture = path.with_suffix(".png")
-    curves(task.record["history"], task.record["best_epoch"], task.name, picture)
+    part = path.with_name(f".{path.stem}.{os.getpid()}.part.png")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of letters that the font lacks
+            curves(task.record["history"], task.record["best_epoch"], task.name, part)
+        part.replace(picture)
+    except (KsmError, OSError) as error:
+        display.warn(f"no picture: {error}")
+        part.unlink(missing_ok=True)
+        return None
     return picture
 
 
 def _print_json(value: Any) -> None:
-    print(json.dumps(value, indent=2, ensure_ascii=False))
+    print(json.dumps(value, indent=2))  # ASCII: valid whatever the encoding of stdout
 
 
 def _print_table(columns: list[str], rows: list[list[str]], header: bool = True) -> None:
@@ -429,10 +482,13 @@ def _print_table(columns: list[str], rows: list[list[str]], header: bool = True)
 
 def main() -> None:
     """Entry point: a user's mistake is one line on stderr and exit status 1."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # file names can hold what has no encoding
+            stream.reconfigure(errors="backslashreplace")
     try:
         app()
-    except KsmError as error:
-        print(f"ksm: {error}", file=sys.stderr)
+    except (KsmError, OSError) as error:
+        print("ksm:", " ".join(str(error).splitlines()), file=sys.stderr)
         sys.exit(1)
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -19,16 +21,18 @@ _LISTED = 10
 
 
 class Display:
-    """A `ksm.learning.Watcher` that shows the run and keeps its log.
+    """A `ksm.learning.Watcher` that shows the run and writes its log.
 
     Args:
         console: where to show it.
-        log: file of JSON lines, one an epoch; None for none.
+        log: file of JSON lines, one an epoch; None for none. While the run lasts it has `.part`
+            at the end of its name; a run that fails takes it away and leaves an older log alone.
     """
 
     def __init__(self, console: Console, log: Path | None = None) -> None:
         self.console = console
         self.log = log
+        self._part = log.with_name(f".{log.name}.{os.getpid()}.part") if log else None
         self.bars = Bars(
             TextColumn("{task.description}"),
             BarColumn(bar_width=24),
@@ -40,15 +44,19 @@ class Display:
         )
         self._reading: TaskID | None = None
         self._training: TaskID | None = None
-        if log:
-            log.unlink(missing_ok=True)
 
     def __enter__(self) -> Display:
         self.bars.start()
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: object, *_: object) -> None:
         self.bars.stop()
+        if self.log and self._part:
+            with suppress(OSError):
+                if kind is None:
+                    self._part.replace(self.log)
+                else:
+                    self._part.unlink()
 
     def scanned(self, folder: Folder, epochs: int) -> None:
         counts = ", ".join(f"{len(part)} {split}" for split, part in folder.splits.items())
@@ -58,7 +66,7 @@ class Display:
             highlight=False,
         )
         for line in folder.warnings:
-            self.console.print(f"[yellow]warning:[/] {escape(line)}", highlight=False)
+            self.warn(line)
         total = sum(len(part) for part in folder.splits.values())
         self._reading = self.bars.add_task("reading images", total=total, text="")
 
@@ -71,10 +79,8 @@ class Display:
             self.bars.remove_task(self._reading)
         if not files:
             return
-        self.console.print(
-            f"[yellow]warning:[/] {len(files)} files could not be read and were skipped "
-            "(--strict makes that an error):",
-            highlight=False,
+        self.warn(
+            f"{len(files)} files could not be read and were skipped (--strict makes that an error):"
         )
         for file in files[:_LISTED]:
             self.console.print(
@@ -103,9 +109,18 @@ class Display:
             f"{r['images_per_second']:5.0f} images/s  {clock(r['seconds'])}",
             highlight=False,
         )
-        if self.log:
-            with self.log.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(record) + "\n")
+        if self._part:
+            try:
+                with self._part.open("a", encoding="utf-8") as file:
+                    file.write(json.dumps(record) + "\n")
+            except OSError as error:  # a lost log must not cost the run
+                self.warn(f"no log: cannot write {self._part}: {error.strerror or error}")
+                with suppress(OSError):
+                    self._part.unlink()
+                self._part = None
+
+    def warn(self, line: str) -> None:
+        self.console.print(f"[yellow]warning:[/] {escape(line)}", highlight=False)
 
 
 def clock(seconds: float) -> str:

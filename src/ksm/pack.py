@@ -28,10 +28,11 @@ def unpack_bits(packed: Tensor, bits: int, count: int) -> Tensor:
             f"a packed mask has {packed.numel()} bytes of {packed.dtype}, expected "
             f"{(count * bits + 7) // 8} of uint8 for {count} values; the task file is damaged"
         )
-    flat = np.unpackbits(packed.numpy(), count=count * bits).reshape(count, bits)
-    wide = np.zeros((count, 8), np.uint8)
-    wide[:, 8 - bits :] = flat
-    return torch.from_numpy(np.packbits(wide, axis=1).reshape(-1))
+    flat = np.unpackbits(packed.numpy(), count=count * bits)
+    values = np.zeros(count, np.uint8)
+    for place in range(bits):
+        values = values << 1 | flat[place::bits]
+    return torch.from_numpy(values)
 
 
 def pack_mask(on: Tensor, level: Tensor, levels: int) -> dict[str, Tensor]:

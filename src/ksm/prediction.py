@@ -57,8 +57,12 @@ def predict(
 
 
 def _read(path: Path, task: Task) -> torch.Tensor:
+    if path.is_dir():
+        raise KsmError(f"{path} is a folder: expected image files, such as {path / '*.jpg'}")
+    if not path.exists():
+        raise KsmError(f"no such image: {path}")
     if not path.is_file():
-        raise KsmError(f"no such image: {path}" if not path.exists() else f"{path} is no file")
+        raise KsmError(f"{path} is no file: expected an image")
     try:
         return read(path, task.preprocess)
     except KsmError as error:

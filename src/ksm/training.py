@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import math
+import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -10,10 +12,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
 from torch.nn import functional
 from torch.utils.data import DataLoader
 
 from ksm.data.load import AUGMENTS, Augment, Images, normalise
+from ksm.data.preprocess import Preprocess
 from ksm.errors import KsmError
 from ksm.evaluation import evaluate
 
@@ -193,6 +197,8 @@ def fit(
                     on_step(Progress(epoch, epochs, step, steps, pace, left, mean, accuracy))
             train_seconds = time.perf_counter() - epoch_began
             prepared.eval()
+            if os.environ.get("SETTLE"):
+                settle(prepared, loader, train.preprocess, int(os.environ["SETTLE"]))
             found = evaluate(prepared, val)
             record = {
                 "epoch": epoch + 1,
@@ -215,6 +221,38 @@ def fit(
         stopped = "interrupted"
     accelerator.free_memory()
     return History(records, best_epoch, stopped, time.perf_counter() - began)
+
+
+@torch.no_grad()
+def settle(model: nn.Module, loader: Any, preprocess: Preprocess, batches: int) -> None:
+    """Re-estimate the statistics of the norms that train, as plain averages over some batches.
+
+    While masks still change, a running average lags behind them. The model is in evaluation mode
+    before and after.
+    """
+    names = attached_norms(model)
+    momenta = [norm.momentum for norm in names]
+    if not names:
+        return
+    for norm in names:
+        norm.train()
+        norm.reset_running_stats()
+        norm.momentum = None
+    for pixels, _ in itertools.islice(loader, batches):
+        model(normalise(pixels, preprocess))
+    for norm, momentum in zip(names, momenta, strict=True):
+        norm.momentum = momentum
+        norm.eval()
+
+
+def attached_norms(model: nn.Module):
+    return [
+        m
+        for m in model.modules()
+        if isinstance(m, _NormBase)
+        and m.running_mean is not None
+        and any(p.requires_grad for p in m.parameters(recurse=False))
+    ]
 
 
 def cosine(steps: int, warmup: int) -> Callable[[int], float]:

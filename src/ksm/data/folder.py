@@ -53,9 +53,7 @@ def scan(root: str | os.PathLike[str]) -> Folder:
         KsmError: no such folder, no images, fewer than two classes, an empty class, classes that
             differ between the splits, or too few images to validate with.
     """
-    root = Path(root)
-    if not root.is_dir():
-        raise KsmError(f"no such folder: {root}" if not root.exists() else f"{root} is no folder")
+    root = image_folder(root)
     given = _given_splits(root)
     if given and "train" not in given:
         raise KsmError(
@@ -67,7 +65,7 @@ def scan(root: str | os.PathLike[str]) -> Folder:
         if "val" not in given:
             splits = {**splits, **_carved(splits["train"], hashes, ("val",))}
     else:
-        classes = _class_names(root, root)
+        classes = _class_names(root)
         samples = _samples(root, classes)
         hashes = _hashes({"all": samples})
         splits = _carved(samples, hashes, ("test", "val"))
@@ -85,73 +83,135 @@ def scan_labelled(root: str | os.PathLike[str], classes: tuple[str, ...]) -> lis
     Raises:
         KsmError: no such folder, no images, or a class folder that the task does not know.
     """
-    root = Path(root)
-    if not root.is_dir():
-        raise KsmError(f"no such folder: {root}")
-    found = _class_names(root, root, at_least=1)
-    if unknown := sorted(set(found) - set(classes)):
+    root = image_folder(root)
+    names = [path.name for path in _subfolders(root)]
+    if unknown := [name for name in names if name not in classes]:
+        splits = [name for name in unknown if _split_of(name)]
         raise KsmError(
-            f"{root}: class {unknown[0]!r} is none of the task's classes ({_list(classes)})"
-            + (f"; nor are {len(unknown) - 1} others" if len(unknown) > 1 else "")
-            + (f"; did you mean {root / 'test'}?" if _given_splits(root) else "")
+            f"{root}: folder {_list(unknown)} is none of the task's classes ({_list(classes)})"
+            + (f"; did you mean {root / splits[0]}?" if splits else "")
         )
+    _class_names(root, at_least=1)
     return _samples(root, classes)
 
 
+def image_folder(path: str | os.PathLike[str]) -> Path:
+    """The path, if it is a folder that can be looked into.
+
+    Raises:
+        KsmError: it is not.
+    """
+    root = Path(path)
+    try:
+        os.listdir(root)
+    except FileNotFoundError:
+        raise KsmError(f"no such folder: {root}") from None
+    except NotADirectoryError:
+        raise KsmError(f"{root} is no folder: expected one with a folder for each class") from None
+    except OSError as error:
+        raise KsmError(f"cannot look into {root}: {error.strerror or error}") from None
+    return root
+
+
+def _split_of(name: str) -> str | None:
+    return next((split for split, names in _SPELLINGS.items() if name.lower() in names), None)
+
+
 def _given_splits(root: Path) -> dict[str, Path]:
-    folders = {path.name.lower(): path for path in _subfolders(root)}
-    found = {
-        split: folders[name]
-        for split, names in _SPELLINGS.items()
-        for name in names
-        if name in folders
-    }
-    return found if len(found) == len(folders) else {}
+    found: dict[str, Path] = {}
+    others: list[Path] = []
+    for path in _subfolders(root):
+        split = _split_of(path.name)
+        if split is None:
+            others.append(path)
+        elif split in found:
+            raise KsmError(
+                f"{root} has both {found[split].name} and {path.name}: put the images of "
+                f"{split} into one folder"
+            )
+        else:
+            found[split] = path
+    if others and not ("train" in found and len(found) > 1):
+        return {}  # classes, one of which may well be called train
+    if odd := [path.name for path in others if _images(path)]:
+        splits = " and ".join(path.name for path in found.values())
+        raise KsmError(
+            f"{root} has {splits}, but also images in {_list(odd)}: expected them all in train, "
+            "val and test"
+        )
+    return found
 
 
 def _from_splits(
     root: Path, given: dict[str, Path]
 ) -> tuple[tuple[str, ...], dict[str, list[Sample]]]:
-    classes = _class_names(given["train"], root)
+    classes = _class_names(given["train"])
     splits: dict[str, list[Sample]] = {split: [] for split in SPLITS}
     for split, path in given.items():
         if extra := sorted({sub.name for sub in _subfolders(path)} - set(classes)):
-            raise KsmError(f"{path} has class {extra[0]!r}, which {given['train']} has not")
+            raise KsmError(
+                f"{path} has class {_list(extra)}, which {given['train']} has not: add training "
+                "images or remove the folder"
+            )
         splits[split] = _samples(path, classes)
     return classes, splits
 
 
 def _subfolders(folder: Path) -> list[Path]:
     return sorted(
-        path for path in folder.iterdir() if path.is_dir() and not path.name.startswith(".")
+        path
+        for path in image_folder(folder).iterdir()
+        if path.is_dir() and not path.name.startswith(".")
     )
 
 
 def _images(folder: Path) -> list[Path]:
+    """Image files below a folder, also behind links, but no folder twice: links can make loops."""
+    real = Path(os.path.realpath(folder))
+    seen = {real, *real.parents}
     found: list[Path] = []
-    for parent, folders, files in os.walk(folder, followlinks=True):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
+    for parent, folders, files in os.walk(folder, onerror=_refuse, followlinks=True):
+        deeper: list[str] = []
+        for name in sorted(folders):
+            behind = Path(os.path.realpath(Path(parent, name)))
+            if not name.startswith(".") and behind not in seen:
+                seen.add(behind)
+                deeper.append(name)
+        folders[:] = deeper
+        paths = [Path(parent, name) for name in sorted(files) if not name.startswith(".")]
         found += [
-            Path(parent, name)
-            for name in sorted(files)
-            if not name.startswith(".") and os.path.splitext(name)[1].lower() in EXTENSIONS
+            path
+            for path in paths
+            if path.suffix.lower() in EXTENSIONS and not (path.is_fifo() or path.is_char_device())
         ]
     return found
 
 
-def _class_names(folder: Path, root: Path, at_least: int = 2) -> tuple[str, ...]:
+def _refuse(error: OSError) -> None:
+    raise KsmError(f"cannot look into {error.filename}: {error.strerror}")
+
+
+def _class_names(folder: Path, at_least: int = 2) -> tuple[str, ...]:
     subfolders = _subfolders(folder)
     counts = {path.name: len(_images(path)) for path in subfolders}
     if not sum(counts.values()):
         loose = len(_images(folder))
         where = f"{loose} images lie in {folder} itself" if loose else f"no images below {folder}"
-        raise KsmError(f"{where}: expected a folder for each class, {root.name}/CLASS/IMAGE.jpg")
+        expected = folder / "CLASS" / "IMAGE.jpg"
+        raise KsmError(f"{where}: expected a folder for each class, {expected}")
     if len(counts) < at_least:
         raise KsmError(f"{folder} has one class, {subfolders[0].name!r}: a task needs at least two")
     if empty := [name for name, count in counts.items() if not count]:
         raise KsmError(
             f"{folder}: class {_list(empty)} has no image: add images or remove the folder"
         )
+    for name in counts:
+        try:
+            name.encode()
+        except UnicodeEncodeError:
+            raise KsmError(
+                f"{folder}: the name of class {name!a} is not UTF-8: rename the folder"
+            ) from None
     return tuple(sorted(counts))
 
 
@@ -171,7 +231,7 @@ def _hashes(splits: dict[str, list[Sample]]) -> dict[Path, bytes]:
         try:
             return hashlib.blake2b(path.read_bytes(), digest_size=8).digest()
         except OSError:
-            return hashlib.blake2b(os.fsencode(path.name), digest_size=8).digest()
+            return hashlib.blake2b(os.fsencode(path), digest_size=8).digest()
 
     with ThreadPoolExecutor() as pool:
         return dict(zip(paths, pool.map(digest, paths), strict=True))

@@ -2,21 +2,46 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image
 
 from ksm.errors import KsmError
 
 _NAMES = "jpg jpeg jpe jfif png gif bmp webp tif tiff ppm pgm pbm tga ico jp2 avif"
 EXTENSIONS = frozenset(f".{name}" for name in _NAMES.split())
+_FORMAT_NAMES = "JPEG PNG GIF BMP DIB WEBP TIFF PPM ICO JPEG2000 AVIF TGA"
+_FORMATS = tuple(_FORMAT_NAMES.split())
+"""Not every format that Pillow knows: it would hand PostScript to an interpreter."""
 MAX_PIXELS = 128 * 1024 * 1024
 MAX_RATIO = 8
 """A longer image is squeezed to this ratio of long to short side when its size is reduced."""
+
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Hold back Pillow's warnings of odd metadata, in all threads: the pixels decide.
+
+    It changes the process's filters, so it must be entered around threads, not in them.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
 
 
 def read_image(
@@ -40,12 +65,8 @@ def read_image(
             file: the caller knows it.
     """
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Pillow warns of odd metadata; the pixels decide
-            with Image.open(file) as image:
-                return np.asarray(
-                    _resized(_upright_rgb(image, short_side), short_side, interpolation)
-                )
+        with Image.open(file, formats=_FORMATS) as image:
+            return np.asarray(_resized(_upright_rgb(image, short_side), short_side, interpolation))
     except KsmError:
         raise
     except Image.DecompressionBombError:
@@ -53,11 +74,12 @@ def read_image(
     except MemoryError:
         raise KsmError("too large for the memory") from None
     except Image.UnidentifiedImageError:
-        raise KsmError("not an image, or a kind that Pillow cannot read") from None
-    except (OSError, SyntaxError, ValueError, EOFError, TypeError, IndexError, KeyError) as error:
-        # Pillow's decoders raise all of these on damaged files
-        reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
-        raise KsmError(f"damaged: {str(reason).splitlines()[0]}") from None
+        raise KsmError("not an image, or of a kind that is not read") from None
+    except Exception as error:  # Pillow's decoders raise errors of every kind on damaged files
+        if isinstance(error, OSError) and error.strerror:
+            raise KsmError(f"cannot be read: {error.strerror}") from None
+        reason = str(error).strip() or type(error).__name__
+        raise KsmError(f"damaged: {reason.splitlines()[0]}") from None
 
 
 def _upright_rgb(image: Image.Image, short_side: int) -> Image.Image:
@@ -68,9 +90,10 @@ def _upright_rgb(image: Image.Image, short_side: int) -> Image.Image:
         )
     image.draft("RGB", (2 * short_side, 2 * short_side))  # a large JPEG decodes at 1/2, 1/4, 1/8
     image.load()
-    with contextlib.suppress(Exception):  # broken EXIF data must not cost the image
-        image = ImageOps.exif_transpose(image)
-    if image.mode == "I;16" or image.mode.startswith("I;16"):
+    # Not ImageOps.exif_transpose: it gives up where any other EXIF entry is broken.
+    with suppress(Exception):
+        image = image.transpose(_UPRIGHT[image.getexif()[ExifTags.Base.Orientation]])
+    if image.mode.startswith("I;16"):
         image = _scaled_grey(np.asarray(image).astype(np.float32) / 257)
     elif image.mode in ("I", "F"):
         values = np.asarray(image).astype(np.float32)

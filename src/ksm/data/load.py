@@ -15,7 +15,7 @@ from torch.utils.data import Dataset
 
 from ksm import _torchvision as _torchvision
 from ksm.data.folder import Sample
-from ksm.data.images import read_image
+from ksm.data.images import quiet, read_image
 from ksm.data.preprocess import Preprocess
 from ksm.errors import KsmError
 
@@ -75,7 +75,10 @@ class Images(Dataset[tuple[Tensor, int]]):
         path, label = self.samples[index]
         pixels = self.decoded[index]
         if pixels is None:
-            pixels = read(path, self.preprocess)
+            try:
+                pixels = read(path, self.preprocess)
+            except KsmError as error:
+                raise KsmError(f"{path}: {error}; it could be read before") from None
         return self._cut(pixels), label
 
 
@@ -98,7 +101,7 @@ def load(
 
     def attempt(sample: Sample) -> Tensor | Skipped:
         try:
-            return read(sample[0], preprocess)
+            return _decoded(sample[0], preprocess)
         except KsmError as error:
             return Skipped(sample[0], str(error))
 
@@ -106,7 +109,7 @@ def load(
     decoded: list[Tensor | None] = []
     skipped: list[Skipped] = []
     held = 0
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
+    with quiet(), ThreadPoolExecutor(os.cpu_count()) as pool:
         for sample, found in zip(samples, pool.map(attempt, samples), strict=True):
             if on_image:
                 on_image()
@@ -132,6 +135,11 @@ def read(path: Path, preprocess: Preprocess) -> Tensor:
     Raises:
         KsmError: it cannot be read.
     """
+    with quiet():
+        return _decoded(path, preprocess)
+
+
+def _decoded(path: Path, preprocess: Preprocess) -> Tensor:
     array = read_image(path, preprocess.resize, preprocess.interpolation)
     return torch.from_numpy(array.copy()).permute(2, 0, 1)
 
