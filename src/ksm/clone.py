@@ -53,7 +53,7 @@ def own(module: nn.Module) -> None:
         setattr(module, name, nn.Parameter(tensor.detach().clone()))
     for name, tensor in list(module.named_buffers(recurse=False)):
         setattr(module, name, tensor.detach().clone())
-    if isinstance(module, _Held):
+    if isinstance(module, Held):
         module.__class__ = type(module).__mro__[2]
         module.train(module.training)
 
@@ -85,8 +85,8 @@ def own_norms(model: nn.Module, outside: frozenset[str] = frozenset()) -> Iterat
             yield name
 
 
-class _Held:
-    """Marks a module that stays in evaluation mode."""
+class Held:
+    """Mixed into the class of a module that stays in evaluation mode."""
 
     def train(self, mode: bool = True) -> nn.Module:
         assert isinstance(self, nn.Module)
@@ -95,12 +95,12 @@ class _Held:
 
 @functools.cache
 def _held(cls: type[nn.Module]) -> type[nn.Module]:
-    return type(cls.__name__, (_Held, cls), {"__module__": cls.__module__})
+    return type(cls.__name__, (Held, cls), {"__module__": cls.__module__})
 
 
 def hold(module: nn.Module) -> None:
     """Keep the module in evaluation mode, whatever mode its parents are put in."""
-    if not isinstance(module, _Held):
+    if not isinstance(module, Held):
         module.__class__ = _held(type(module))
     module.train(False)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import math
-import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,12 +11,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _NormBase
 from torch.nn import functional
+from torch.nn.modules.batchnorm import _NormBase
 from torch.utils.data import DataLoader
 
+from ksm.clone import Held
 from ksm.data.load import AUGMENTS, Augment, Images, normalise
-from ksm.data.preprocess import Preprocess
 from ksm.errors import KsmError
 from ksm.evaluation import evaluate
 
@@ -33,6 +32,8 @@ class Training:
             half cosine down to 0, a step at a time.
         label_smoothing: in [0, 1).
         balance: weigh each class by the inverse of its share of the training images.
+        settle: batches from which BatchNorm statistics are estimated afresh before each
+            validation; 0: the running averages are used as they are.
         patience: stop after so many epochs without a better validation accuracy; None: never.
         augment, min_area: see `ksm.data.load.Images`.
         precision: "no", "bf16" or "fp16", as in accelerate.
@@ -45,6 +46,7 @@ class Training:
     warmup: float = 0.1
     label_smoothing: float = 0.0
     balance: bool = False
+    settle: int = 16
     patience: int | None = None
     augment: Augment = "flip"
     min_area: float = 0.8
@@ -57,6 +59,7 @@ class Training:
             (self.epochs, 1, "epochs"),
             (self.batch, 2, "batch"),
             (self.patience, 1, "patience"),
+            (self.settle, 0, "settle"),
             (self.workers, 0, "workers"),
         ]:
             if value is not None and value < least:
@@ -197,8 +200,7 @@ def fit(
                     on_step(Progress(epoch, epochs, step, steps, pace, left, mean, accuracy))
             train_seconds = time.perf_counter() - epoch_began
             prepared.eval()
-            if os.environ.get("SETTLE"):
-                settle(prepared, loader, train.preprocess, int(os.environ["SETTLE"]))
+            settle(prepared, train, settings.batch, settings.settle, generator)
             found = evaluate(prepared, val)
             record = {
                 "epoch": epoch + 1,
@@ -224,35 +226,37 @@ def fit(
 
 
 @torch.no_grad()
-def settle(model: nn.Module, loader: Any, preprocess: Preprocess, batches: int) -> None:
-    """Re-estimate the statistics of the norms that train, as plain averages over some batches.
+def settle(
+    model: nn.Module, images: Images, batch: int, batches: int, generator: torch.Generator
+) -> None:
+    """Re-estimate BatchNorm statistics as plain averages over some batches of training images.
 
-    While masks still change, a running average lags behind them. The model is in evaluation mode
-    before and after.
+    While a model changes, its running averages lag behind it; masks that switch whole kernels make
+    that lag large. Wu and Johnson (arXiv 2105.07576) call the remedy precise BatchNorm. The model
+    is in evaluation mode before and after; norms whose statistics are frozen are left alone.
     """
-    names = attached_norms(model)
-    momenta = [norm.momentum for norm in names]
-    if not names:
+    norms = [
+        module
+        for module in model.modules()
+        if isinstance(module, _NormBase)
+        and module.running_mean is not None
+        and not isinstance(module, Held)
+    ]
+    if not norms or not batches:
         return
-    for norm in names:
+    momenta = [norm.momentum for norm in norms]
+    for norm in norms:
         norm.train()
         norm.reset_running_stats()
-        norm.momentum = None
+        norm.momentum = None  # torch's word for a plain average
+    batch = min(batch, len(images))
+    loader: Any = DataLoader(images, batch, shuffle=True, generator=generator, drop_last=True)
+    device = next(model.parameters()).device
     for pixels, _ in itertools.islice(loader, batches):
-        model(normalise(pixels, preprocess))
-    for norm, momentum in zip(names, momenta, strict=True):
+        model(normalise(pixels.to(device), images.preprocess))
+    for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum
         norm.eval()
-
-
-def attached_norms(model: nn.Module):
-    return [
-        m
-        for m in model.modules()
-        if isinstance(m, _NormBase)
-        and m.running_mean is not None
-        and any(p.requires_grad for p in m.parameters(recurse=False))
-    ]
 
 
 def cosine(steps: int, warmup: int) -> Callable[[int], float]:

@@ -86,7 +86,7 @@ def scan_labelled(root: str | os.PathLike[str], classes: tuple[str, ...]) -> lis
     root = image_folder(root)
     names = [path.name for path in _subfolders(root)]
     if unknown := [name for name in names if name not in classes]:
-        splits = [name for name in unknown if _split_of(name)]
+        splits = [n for split in reversed(SPLITS) for n in unknown if _split_of(n) == split]
         raise KsmError(
             f"{root}: folder {_list(unknown)} is none of the task's classes ({_list(classes)})"
             + (f"; did you mean {root / splits[0]}?" if splits else "")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager, suppress
 from typing import Any
 
@@ -34,7 +34,7 @@ _UPRIGHT = {
 
 
 @contextmanager
-def quiet() -> Iterator[None]:
+def quiet() -> Generator[None]:
     """Hold back Pillow's warnings of odd metadata, in all threads: the pixels decide.
 
     It changes the process's filters, so it must be entered around threads, not in them.
@@ -97,7 +97,7 @@ def _upright_rgb(image: Image.Image, short_side: int) -> Image.Image:
         image = _scaled_grey(np.asarray(image).astype(np.float32) / 257)
     elif image.mode in ("I", "F"):
         values = np.asarray(image).astype(np.float32)
-        top = float(np.nanmax(values)) if values.size else 0.0
+        top = float(np.nanmax(values, initial=0.0))
         scale = 255 if image.mode == "F" and top <= 1 else 1 if top <= 255 else 1 / 257
         image = _scaled_grey(values * scale)
     if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:

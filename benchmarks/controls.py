@@ -1,0 +1,199 @@
+"""Does the mask matter? ksm against its two controls: head only, and BatchNorm with head.
+
+    python benchmarks/controls.py [--processes 2]      # make bench
+
+Two domains, 1,500 training images each, 80 pixels, 8 epochs, ResNet-50 1by2. The validation split
+selects each run's epoch, and, on seed 0, each control's learning rate out of three; ksm has its
+default settings. Seeds 1 and 2 then run with what was selected. Each cell (domain, variant, seed)
+is a JSON file in results/controls; a stopped run goes on where it was. At the end the table and
+the paired differences are written to results/controls.md.
+"""
+
+import argparse
+import itertools
+import json
+import os
+import platform
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+CELLS = ROOT / "results" / "controls"
+BACKBONE = "resnet50_1by2"
+DOMAINS = {"emoji-style": "flip", "characters": "none"}  # a mirrored letter is another letter
+VARIANTS: dict[str, list[dict[str, Any]]] = {
+    "probe": [{"lr": 3e-3}, {"lr": 1e-2}, {"lr": 3e-2}],
+    "bn": [{"lr": 1e-3}, {"lr": 3e-3}, {"lr": 1e-2}],
+    "ksm": [{}],
+}
+SEEDS = (0, 1, 2)
+T_95 = 4.303
+"""Student's t for 95 % and two degrees of freedom: three seeds."""
+
+Cell = tuple[str, str, dict[str, Any], int]
+
+
+def path_of(cell: Cell) -> Path:
+    domain, method, settings, seed = cell
+    variant = "".join(f"-{key}{value:g}" for key, value in settings.items())
+    return CELLS / f"{domain}-{method}{variant}-seed{seed}.json"
+
+
+def run_cell(cell: Cell) -> None:
+    """Learn one task in this process, on one thread, and write what came of it."""
+    import torch
+
+    import ksm
+    from ksm.bank import write, write_atomically
+    from ksm.data.sets import get
+    from ksm.methods import make
+
+    domain, method, settings, seed = cell
+    torch.set_num_threads(1)
+    task = ksm.learn(
+        BACKBONE,
+        get(domain),
+        name=domain,
+        method=make(method, **settings),
+        training=ksm.Training(epochs=8, augment=DOMAINS[domain], seed=seed),
+        size=80,
+        limit=1500,
+    )
+    file = Path(os.environ.get("TMPDIR", "/tmp")) / f"{path_of(cell).stem}.safetensors"
+    write(file, task)
+    found = {
+        "domain": domain,
+        "method": task.method.settings(),
+        "backbone": BACKBONE,
+        "seed": seed,
+        "val": task.metrics["val"]["accuracy"],
+        "test": task.metrics["test"]["accuracy"],
+        "images": task.record["images"],
+        "bytes": {**task.sizes(), "file": file.stat().st_size},
+        "mask": task.record.get("mask", {}),
+        "seconds": task.record["seconds"],
+        "history": task.record["history"],
+        "versions": task.record["versions"],
+        "machine": {"processor": platform.machine(), "threads": 1, "cores": os.cpu_count()},
+    }
+    file.unlink()
+    write_atomically(path_of(cell), (json.dumps(found, indent=1) + "\n").encode())
+
+
+def run_all(cells: list[Cell], processes: int) -> None:
+    left = [cell for cell in cells if not path_of(cell).exists()]
+
+    def start(cell: Cell) -> None:
+        print(f"{path_of(cell).stem} ...", flush=True)
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        command = [sys.executable, __file__, "--cell", json.dumps(cell)]
+        subprocess.run(command, check=True, env=environment)
+        print(f"{path_of(cell).stem} val {100 * read(cell)['val']:.1f} %", flush=True)
+
+    with ThreadPoolExecutor(processes) as pool:
+        list(pool.map(start, left))
+
+
+def read(cell: Cell) -> dict[str, Any]:
+    return json.loads(path_of(cell).read_text())
+
+
+def selected() -> dict[str, dict[str, Any]]:
+    """For each method the variant with the best validation accuracy, mean of the domains."""
+
+    def score(method: str, settings: dict[str, Any]) -> float:
+        return mean(read((domain, method, settings, 0))["val"] for domain in DOMAINS)
+
+    return {
+        method: max(variants, key=lambda settings: score(method, settings))
+        for method, variants in VARIANTS.items()
+    }
+
+
+def report(chosen: dict[str, dict[str, Any]]) -> str:
+    lines = [
+        "# ksm against head only and BatchNorm with head",
+        "",
+        f"{BACKBONE}, 1,500 training images, 80 px, 8 epochs, seeds {SEEDS}; test accuracy in %,",
+        "mean ± 95 % interval of the mean over three seeds (t, 2 degrees of freedom). Made by",
+        "`make bench`; a file a cell in `results/controls`.",
+        "",
+        "| domain | " + " | ".join(_title(m, s) for m, s in chosen.items()) + " |",
+        "|---|" + "---|" * len(chosen),
+    ]
+    for domain in DOMAINS:
+        cells = [_interval(_tests(domain, m, s)) for m, s in chosen.items()]
+        lines.append(f"| {domain} | " + " | ".join(cells) + " |")
+    lines += ["", "Difference in points, paired by seed:", ""]
+    lines += ["| domain | ksm - bn | ksm - probe | bn - probe |", "|---|---|---|---|"]
+    for domain in DOMAINS:
+        tests = {m: _tests(domain, m, s) for m, s in chosen.items()}
+        pairs = [("ksm", "bn"), ("ksm", "probe"), ("bn", "probe")]
+        paired = [
+            _interval([a - b for a, b in zip(tests[x], tests[y], strict=True)], "+")
+            for x, y in pairs
+        ]
+        lines.append(f"| {domain} | " + " | ".join(paired) + " |")
+    lines += ["", "Selection of the learning rate, seed 0, validation accuracy in %:", ""]
+    lines += ["| variant | " + " | ".join(DOMAINS) + " |", "|---|" + "---|" * len(DOMAINS)]
+    for method, variants in VARIANTS.items():
+        for settings in variants:
+            row = [f"{100 * read((d, method, settings, 0))['val']:.1f}" for d in DOMAINS]
+            lines.append(f"| {_title(method, settings)} | " + " | ".join(row) + " |")
+    ksm = [read((d, "ksm", chosen["ksm"], seed)) for d in DOMAINS for seed in SEEDS]
+    lines += [
+        "",
+        f"ksm task files: {mean(c['bytes']['file'] for c in ksm) / 1e3:.0f} kB on average "
+        f"(mask {mean(c['bytes']['mask'] for c in ksm) / 1e3:.0f} kB, "
+        f"{100 * mean(c['mask']['off'] for c in ksm):.0f} % of the units off).",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _tests(domain: str, method: str, settings: dict[str, Any]) -> list[float]:
+    return [100 * read((domain, method, settings, seed))["test"] for seed in SEEDS]
+
+
+def _interval(values: list[float], sign: str = "") -> str:
+    return f"{mean(values):{sign}.1f} ± {T_95 * stdev(values) / len(values) ** 0.5:.1f}"
+
+
+def _title(method: str, settings: dict[str, Any]) -> str:
+    return " ".join([method, *(f"{key} {value:g}" for key, value in settings.items())])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--processes", type=int, default=2, help="cells at the same time")
+    parser.add_argument("--cell", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.cell:
+        domain, method, settings, seed = json.loads(arguments.cell)
+        run_cell((domain, method, settings, seed))
+        return
+    CELLS.mkdir(parents=True, exist_ok=True)
+    first: list[Cell] = [
+        (domain, method, settings, 0)
+        for method, variants in VARIANTS.items()
+        for settings, domain in itertools.product(variants, DOMAINS)
+    ]
+    run_all(first, arguments.processes)
+    chosen = selected()
+    rest: list[Cell] = [
+        (domain, method, settings, seed)
+        for seed in SEEDS[1:]
+        for method, settings in chosen.items()
+        for domain in DOMAINS
+    ]
+    run_all(rest, arguments.processes)
+    text = report(chosen)
+    (ROOT / "results" / "controls.md").write_text(text, encoding="utf-8")
+    print(text)
+
+
+if __name__ == "__main__":
+    main()
