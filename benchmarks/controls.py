@@ -19,12 +19,18 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from statistics import mean, stdev
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ksm.data.load import Augment
 
 ROOT = Path(__file__).resolve().parents[1]
 CELLS = ROOT / "results" / "controls"
 BACKBONE = "resnet50_1by2"
-DOMAINS = {"emoji-style": "flip", "characters": "none"}  # a mirrored letter is another letter
+DOMAINS: dict[str, "Augment"] = {
+    "emoji-style": "flip",
+    "characters": "none",
+}  # a mirrored letter is another letter
 VARIANTS: dict[str, list[dict[str, Any]]] = {
     "probe": [{"lr": 3e-3}, {"lr": 1e-2}, {"lr": 3e-2}],
     "bn": [{"lr": 1e-3}, {"lr": 3e-3}, {"lr": 1e-2}],

@@ -19,13 +19,13 @@ from torch import nn
 import ksm
 from ksm.backbones import DEFAULT, PACKAGED, describe, fingerprint
 from ksm.data.folder import Sample, scan
-from ksm.data.load import Images, load, normalise
+from ksm.data.load import Augment, Images, load, normalise
 from ksm.data.sets import SETS, get
 from ksm.display import Display, clock, percent, size
 from ksm.plot import ACCURACY, INK, LOSS, figure, save
 
 SIZE, EPOCHS, IMAGES = 64, 8, 700
-DOMAINS = {"silhouette": "flip", "solar": "flip", "mnist-small": "none"}
+DOMAINS: dict[str, Augment] = {"silhouette": "flip", "solar": "flip", "mnist-small": "none"}
 """Data set and augmentation: a mirrored digit is no digit."""
 
 
@@ -96,9 +96,10 @@ def main(out: Path) -> None:
         highlight=False,
     )
     picture(rows, out / "demo.png")
+    took = clock(time.perf_counter() - began)
     console.print(
-        f"\nTasks in {bank.folder}, picture {out / 'demo.png'}, {clock(time.perf_counter() - began)}"
-        f" in all.\nTry: ksm tasks --bank {bank.folder}",
+        f"\nTasks in {bank.folder}, picture {out / 'demo.png'}, {took} in all."
+        f"\nTry: ksm tasks --bank {bank.folder}",
         highlight=False,
     )
     if not (equal and same):
@@ -146,7 +147,7 @@ def table(rows: dict[str, Row]) -> Table:
 def picture(rows: dict[str, Row], file: Path) -> None:
     """A row a task: test images with what was predicted, and the two accuracies."""
     count = len(next(iter(rows.values())).shown)
-    page = figure(figsize=(11, 1.62 * len(rows) + 0.8))
+    page = figure(figsize=(11, 1.12 * len(rows) + 0.5))
     grid = page.add_gridspec(len(rows), count + 4)
     for r, (name, row) in enumerate(rows.items()):
         for c, (pixels, guess, right) in enumerate(row.shown):

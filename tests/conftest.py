@@ -31,8 +31,9 @@ class Tiny(nn.Module):
 
 def tiny() -> nn.Module:
     """For `conftest:tiny` as a backbone's name."""
-    torch.manual_seed(7)
-    return Tiny()
+    with torch.random.fork_rng():
+        torch.manual_seed(7)
+        return Tiny()
 
 
 @pytest.fixture

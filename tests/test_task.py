@@ -172,7 +172,7 @@ def test_heads():
     assert add_task(Convolutional(), 5, head="top")(X).shape == (6, 5)
     with pytest.raises(KsmError, match=r"no Linear layer .* head="):
         add_task(Convolutional(), 5)
-    with pytest.raises(KsmError, match="no module named 'nope' for the head.*body, top"):
+    with pytest.raises(KsmError, match=r"no module named 'nope' for the head.*body, top"):
         add_task(Convolutional(), 5, head="nope")
     with pytest.raises(KsmError, match="is a BatchNorm2d: expected a Linear or Conv2d"):
         add_task(Small(nn.BatchNorm2d(8)), 5, head="norm")
@@ -214,6 +214,8 @@ def test_user_errors(backbone):
         (lambda: make("ksm", noise=1), "noise of method ksm is 1: expected a bool"),
         (lambda: make("ksm", alpha=2), "alpha 2: expected a value from 0 to 1"),
         (lambda: make("ksm", granularity="x"), "granularity 'x': expected one of kernel"),
+        (lambda: make("bn", lr=-1.0), "lr -1.0: expected a number greater than 0"),
+        (lambda: make("ksm", score_lr=float("nan")), "score_lr nan: expected"),
         (lambda: make("bn", "released"), "has no released recipe"),
         (lambda: make("ksm", "x"), "no recipe named 'x'"),
     ]:

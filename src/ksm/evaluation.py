@@ -24,7 +24,8 @@ def evaluate(model: nn.Module, images: Images, batch: int = 64) -> dict[str, Any
     """
     device = next(model.parameters()).device
     correct, count, loss = torch.zeros(0), torch.zeros(0), 0.0
-    for pixels, label in DataLoader(images, batch):
+    # A DataLoader draws a number even to go in order: not from the caller's generator.
+    for pixels, label in DataLoader(images, batch, generator=torch.Generator()):
         outputs = model(normalise(pixels.to(device), images.preprocess)).float().cpu()
         if not count.numel():
             correct, count = torch.zeros(outputs.shape[1]), torch.zeros(outputs.shape[1])

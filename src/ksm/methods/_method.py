@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -28,6 +29,11 @@ class Method:
 
     lr: float = 3e-3
     mask_from: str | None = None
+
+    def __post_init__(self) -> None:
+        for name, value in dataclasses.asdict(self).items():
+            if name.endswith("lr") and not 0 < value < math.inf:
+                raise KsmError(f"{name} {value}: expected a number greater than 0")
 
     def attach(self, model: nn.Module, head: str) -> Iterable[str]:
         """Make `model`, a frozen clone with a new head at `head`, trainable.

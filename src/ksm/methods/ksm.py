@@ -50,6 +50,7 @@ class KSM(Method):
     target_modules: str | tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if isinstance(self.target_modules, list):  # as JSON gives it
             object.__setattr__(self, "target_modules", tuple(self.target_modules))
         for value, allowed, what in [

@@ -1,0 +1,51 @@
+"""The public surface, and what importing it costs."""
+
+import subprocess
+import sys
+
+import pytest
+
+import ksm
+
+PUBLIC = [
+    "BN",
+    "KSM",
+    "Bank",
+    "KsmError",
+    "Method",
+    "Preprocess",
+    "Probe",
+    "Task",
+    "Training",
+    "add_task",
+    "backbone",
+    "learn",
+    "parameter_groups",
+    "predict",
+]
+
+
+def test_public_names_are_these():
+    assert sorted(ksm.__all__) == sorted(PUBLIC) == sorted(ksm._HOMES)
+    for name in PUBLIC:
+        assert getattr(ksm, name).__doc__
+    assert set(PUBLIC) <= set(dir(ksm))
+    with pytest.raises(AttributeError, match="no attribute 'nope'"):
+        _ = ksm.nope
+
+
+@pytest.mark.parametrize("command", ["import ksm", "import ksm.cli", "from ksm import KsmError"])
+def test_torch_is_not_imported_before_it_is_needed(command):
+    script = f"{command}\nimport sys\nprint('torch' in sys.modules, 'PIL' in sys.modules)"
+    found = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert found.stdout.split() == ["False", "False"], found.stderr
+
+
+def test_a_function_named_like_no_module():
+    """`ksm.learn` must stay the function whatever submodules are imported."""
+    from importlib import import_module
+    from pkgutil import walk_packages
+
+    for module in walk_packages(ksm.__path__, "ksm."):
+        import_module(module.name)
+    assert callable(ksm.learn) and callable(ksm.predict) and callable(ksm.backbone)

@@ -1,0 +1,283 @@
+"""The loop: schedule, selection, seeds, stopping, statistics; and learning from a real folder."""
+
+import dataclasses
+import json
+
+import pytest
+import torch
+from torch import nn
+
+import ksm
+import ksm.learning
+from conftest import PREPROCESS, tiny
+from ksm import KSM, KsmError, Training
+from ksm.backbones import fingerprint
+from ksm.clone import share
+from ksm.data.folder import scan
+from ksm.data.load import Images, load, normalise
+from ksm.evaluation import evaluate
+from ksm.learning import Silent
+from ksm.plot import curves
+from ksm.training import cosine, fit, settle
+
+QUICK = Training(epochs=3, batch=8)
+
+
+def learn(folder, backbone=None, **settings):
+    arguments = {"name": "t", "training": QUICK, "size": 32} | settings
+    return ksm.learn(backbone or tiny(), folder, **arguments)
+
+
+def images_of(count, classes=3, size=32):
+    generator = torch.Generator().manual_seed(0)
+    pixels = torch.randint(0, 256, (count, 3, size, size), generator=generator, dtype=torch.uint8)
+    samples = [(None, i % classes) for i in range(count)]
+    return Images(samples, list(pixels), PREPROCESS)
+
+
+def test_cosine_rises_in_a_line_and_falls_to_nothing():
+    factor = cosine(100, 10)
+    assert [factor(i) for i in range(10)] == pytest.approx([(i + 1) / 11 for i in range(10)])
+    assert factor(10) == 1 and factor(55) == pytest.approx(0.5) and factor(100) == pytest.approx(0)
+    assert cosine(10, 0)(0) == 1
+
+
+def test_epochs_follow_the_number_of_images():
+    assert Training().epochs_for(100_000) == 10
+    assert Training().epochs_for(20) == 60
+    assert Training().epochs_for(640) == 20
+    assert Training(epochs=3).epochs_for(640) == 3
+
+
+@pytest.mark.parametrize("method", ["ksm", "bn"])
+def test_a_task_is_learned_and_the_backbone_is_as_it_was(colours, backbone, method):
+    before = fingerprint(backbone, "")
+    task = learn(colours, backbone, method=method, training=Training(epochs=8, batch=8))
+    assert task.metrics["test"]["accuracy"] > 0.9
+    assert fingerprint(backbone, "") == before
+    assert task.classes == ("blue", "green", "red")
+    history = task.record["history"]
+    assert len(history) == 8 and history[-1]["loss"] < history[0]["loss"]
+    json.dumps(task.record), json.dumps(task.metrics)
+
+
+def test_what_validation_measured_is_what_the_stored_task_gives(colours, backbone):
+    task = learn(colours, backbone)
+    folded = task.on(backbone)
+    found = scan(colours)
+    for split in ("val", "test"):
+        again = evaluate(folded, load(found.splits[split], task.preprocess))
+        assert again["accuracy"] == task.metrics[split]["accuracy"]
+
+
+def test_validation_selects_the_epoch(colours, monkeypatch):
+    from ksm import training
+
+    results = iter([(0.5, 1.0), (0.75, 2.0), (0.75, 1.0), (0.25, 0.1)])
+
+    def pretend(model, images, batch=64):
+        accuracy, loss = next(results)
+        return {"accuracy": accuracy, "loss": loss}
+
+    monkeypatch.setattr(training, "evaluate", pretend)
+    task = learn(colours, training=Training(epochs=4, batch=8))
+    assert task.record["best_epoch"] == 3  # the loss decides between equal accuracies
+    assert task.metrics["val"]["accuracy"] == 0.75
+
+
+def test_the_test_split_is_read_once(colours, monkeypatch):
+    calls = []
+    monkeypatch.setattr(
+        ksm.learning, "evaluate", lambda model, images: calls.append(len(images)) or {"accuracy": 1}
+    )
+    task = learn(colours)
+    assert calls == [len(scan(colours).splits["test"])]
+    assert task.metrics["test"] == {"accuracy": 1}
+
+
+def test_seeds(colours):
+    torch.manual_seed(11)
+    state = torch.get_rng_state()
+    first, again = learn(colours), learn(colours)
+    other = learn(colours, training=dataclasses.replace(QUICK, seed=1))
+    assert torch.equal(torch.get_rng_state(), state)  # the caller's generator is left alone
+    assert all(torch.equal(t, again.tensors[n]) for n, t in first.tensors.items())
+    assert not torch.equal(first.tensors["own/fc.weight"], other.tensors["own/fc.weight"])
+
+
+class Interrupting(Silent):
+    def __init__(self, after):
+        self.after = after
+
+    def step(self, progress):
+        if self.after == 0:
+            raise KeyboardInterrupt
+
+    def epoch(self, record):
+        if record["epoch"] == self.after:
+            raise KeyboardInterrupt
+
+
+def test_interrupted_runs_keep_the_best_so_far(colours):
+    task = learn(colours, watcher=Interrupting(2))
+    assert task.record["stopped"] == "interrupted" and len(task.record["history"]) == 2
+    assert task.metrics["test"]["images"] > 0
+    with pytest.raises(KsmError, match="interrupted before the first epoch ended"):
+        learn(colours, watcher=Interrupting(0))
+
+
+def test_patience(colours):
+    still = KSM(lr=1e-12, score_lr=1e-12)
+    training = Training(epochs=9, batch=8, patience=2, settle=0)
+    task = learn(colours, method=still, training=training)
+    assert task.record["stopped"] == "no better validation accuracy for 2 epochs"
+    assert len(task.record["history"]) == task.record["best_epoch"] + 2
+
+
+def test_a_loss_that_is_not_finite_ends_the_run(colours):
+    with pytest.raises(KsmError, match=r"the loss is nan in epoch 1.*lower the learning rates"):
+        learn(colours, method=KSM(lr=1e30))
+
+
+def test_one_image_left_over_does_not_reach_batchnorm():
+    model = ksm.add_task(tiny(), 3)
+    groups = ksm.parameter_groups(model)
+    training = Training(epochs=1, batch=8)
+    history = fit(model, groups, images_of(17), images_of(5), training, on_best=lambda: None)
+    assert len(history.epochs) == 1
+    with pytest.raises(KsmError, match="1 training images: expected at least 2"):
+        fit(model, groups, images_of(1), images_of(5), training, on_best=lambda: None)
+
+
+def test_balance_and_label_smoothing_change_the_loss(monkeypatch):
+    from ksm import training
+
+    seen = []
+    real = nn.functional.cross_entropy
+
+    def spy(outputs, label, weight=None, label_smoothing=0.0, **rest):
+        seen.append((weight, label_smoothing))
+        return real(outputs, label, weight, label_smoothing=label_smoothing, **rest)
+
+    monkeypatch.setattr(training.functional, "cross_entropy", spy)
+    model = ksm.add_task(tiny(), 3)
+    train = images_of(12)
+    train.samples[:] = [(None, label) for label in [0] * 6 + [1] * 4 + [2] * 2]
+    fit(
+        model,
+        ksm.parameter_groups(model),
+        train,
+        images_of(6),
+        Training(epochs=1, batch=12, balance=True, label_smoothing=0.1),
+        on_best=lambda: None,
+    )
+    weight, smoothing = seen[0]
+    torch.testing.assert_close(weight, torch.tensor([12 / 18, 12 / 12, 12 / 6]))
+    assert smoothing == 0.1
+
+
+def test_settle_gives_plain_averages_and_leaves_frozen_norms_alone():
+    images = images_of(32)
+    model = ksm.add_task(tiny(), 3).eval()
+    momentum = model.norm1.momentum
+    settle(model, images, 8, 4, torch.Generator().manual_seed(0))
+    inputs = normalise(torch.stack([images[i][0] for i in range(32)]), PREPROCESS)
+    with torch.no_grad():
+        batches = model.stem(inputs)
+    torch.testing.assert_close(
+        model.norm1.running_mean, batches.mean((0, 2, 3)), rtol=1e-4, atol=1e-5
+    )
+    assert model.norm1.momentum == momentum and not model.training
+    assert not any(module.training for module in model.modules())
+
+    frozen = share(tiny())
+    before = frozen.norm1.running_mean.clone()
+    settle(frozen, images, 8, 4, torch.Generator())
+    assert torch.equal(frozen.norm1.running_mean, before)
+
+
+def test_augmentation():
+    images = images_of(1)
+    pixels = images.decoded[0]
+    assert torch.equal(images[0][0], pixels)
+    torch.manual_seed(0)
+    flips = Images(images.samples, images.decoded, PREPROCESS, "flip")
+    kinds = [torch.equal(flips[0][0], pixels) for _ in range(40)]
+    assert 8 < sum(kinds) < 32
+    assert all(same or torch.equal(pixels.flip(2), pixels.flip(2)) for same in kinds)
+    crops = Images(images.samples, images.decoded, PREPROCESS, "crop", 0.5)
+    assert crops[0][0].shape == (3, 32, 32) and not torch.equal(crops[0][0], crops[0][0])
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"epochs": 0}, "epochs is 0: expected at least 1"),
+        ({"batch": 1}, "batch is 1: expected at least 2"),
+        ({"patience": 0}, "patience is 0"),
+        ({"warmup": 1.0}, "warmup is 1.0"),
+        ({"label_smoothing": -0.1}, "label smoothing is -0.1"),
+        ({"augment": "x"}, "augment 'x': expected one of none, flip"),
+        ({"precision": "fp8"}, "precision 'fp8'"),
+        ({"min_area": 0}, "min_area is 0"),
+        ({"settle": -1}, "settle is -1"),
+    ],
+)
+def test_bad_settings(settings, message):
+    with pytest.raises(KsmError) as error:
+        Training(**settings)
+    assert message in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"size": 3}, "size is 3: expected at least 16"),
+        ({"crop": 0.0}, "crop is 0.0"),
+        ({"limit": 1}, "limit is 1"),
+        ({"method": "nope"}, "no method named 'nope'"),
+        ({"head": "nope"}, "no module named 'nope' for the head"),
+    ],
+)
+def test_bad_arguments_of_learn(colours, settings, message):
+    with pytest.raises(KsmError) as error:
+        learn(colours, **settings)
+    assert message in str(error.value)
+
+
+def test_limit_takes_from_every_class_the_same_images(colours):
+    seen = []
+
+    class Watch(Silent):
+        def scanned(self, folder, epochs):
+            seen.append(folder.splits["train"])
+
+    for _ in range(2):
+        learn(colours, limit=12, watcher=Watch(), training=Training(epochs=1, batch=8))
+    assert seen[0] == seen[1] and len(seen[0]) == 12
+    assert {label for _, label in seen[0]} == {0, 1, 2}
+
+
+def test_predict_gives_what_evaluate_counts(colours, backbone):
+    task = learn(colours, backbone, training=Training(epochs=6, batch=8))
+    model = task.on(backbone)
+    samples = scan(colours).splits["test"]
+    found = ksm.predict(task, model, [path for path, _ in samples], batch=4)
+    right = sum(
+        p.classes[0][0] == task.classes[label] for p, (_, label) in zip(found, samples, strict=True)
+    )
+    assert right / len(samples) == task.metrics["test"]["accuracy"]
+    for prediction in found:
+        assert sum(p for _, p in prediction.classes) == pytest.approx(1)
+        assert prediction.classes == sorted(prediction.classes, key=lambda c: -c[1])
+
+
+def test_the_picture_of_the_curves(colours, tmp_path):
+    from PIL import Image
+
+    task = learn(colours)
+    curves(task.record["history"], task.record["best_epoch"], "colours", tmp_path / "c.png")
+    with Image.open(tmp_path / "c.png") as picture:
+        assert picture.size[0] > 500 and len(picture.getcolors(1_000_000)) > 20
+    with pytest.raises(KsmError, match="cannot write"):
+        curves(task.record["history"], 1, "colours", tmp_path / "no" / "c.png")
