@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from ksm.backbones.describe import Description, describe, fingerprint, new_head
@@ -188,7 +189,8 @@ class Task:
                 "give the same weights"
             )
         model = share(backbone)
-        replace(model, head, new_head(backbone, head, len(self.classes)))
+        with torch.random.fork_rng(devices=[]):  # the new head's start values are not used
+            replace(model, head, new_head(backbone, head, len(self.classes)))
         try:
             for key, tensor in self.tensors.items():
                 if key.startswith("own/"):
