@@ -15,7 +15,8 @@ from ksm.methods.ksm import soft_masks
 from ksm.task import attached
 
 BACKBONES = {
-    "resnet18": lambda: timm.create_model("resnet18"),
+    # zero_init_last would let the residual branches, masks and all, count for nothing
+    "resnet18": lambda: timm.create_model("resnet18", zero_init_last=False),
     "mobilenetv3_small_100": lambda: timm.create_model("mobilenetv3_small_100"),
     "efficientnet_lite0": lambda: timm.create_model("efficientnet_lite0"),
     "convnext_atto": lambda: timm.create_model("convnext_atto"),
@@ -55,7 +56,7 @@ def step(model, classes):
 def everything(module):
     """All that a user could see change in a module."""
     return {
-        "tensors": {n: t.clone() for n, t in module.state_dict().items()},
+        "hash": fingerprint(module, ""),
         "addresses": {n: t.data_ptr() for n, t in module.state_dict().items()},
         "versions": {n: t._version for n, t in module.state_dict().items()},
         "requires_grad": {n: (p.requires_grad, p.grad) for n, p in module.named_parameters()},
@@ -65,17 +66,11 @@ def everything(module):
     }
 
 
-def same(before, after):
-    assert before["tensors"].keys() == after["tensors"].keys()
-    assert all(torch.equal(t, after["tensors"][n]) for n, t in before["tensors"].items())
-    return all(before[key] == after[key] for key in before if key != "tensors")
-
-
 @torch.no_grad()
 def test_two_tasks_train_save_reload_and_switch(name, tmp_path):
     backbone = make(name)
     backbone.train()  # whatever mode the user left it in, it stays
-    before, hash_before = everything(backbone), fingerprint(backbone, "")
+    before = everything(backbone)
     bank, expected = Bank(tmp_path), {}
     for task_name, classes, seed in [("a", 3, 1), ("b", 7, 2)]:
         with torch.enable_grad():
@@ -95,8 +90,8 @@ def test_two_tasks_train_save_reload_and_switch(name, tmp_path):
         assert torch.equal(found(inputs()), expected[task_name]), task_name
         found.train()
         found(inputs())  # a user's mistake must not reach the backbone either
-    assert fingerprint(backbone, "") == hash_before
-    assert same(before, everything(backbone))
+    after = everything(backbone)
+    assert all(before[key] == after[key] for key in before)
 
 
 def test_masks_norms_and_head_train_and_nothing_else(name):
@@ -105,8 +100,7 @@ def test_masks_norms_and_head_train_and_nothing_else(name):
     shared = {t.data_ptr() for t in backbone.state_dict().values()}
     own = {n: p.detach().clone() for n, p in model.named_parameters() if p.requires_grad}
     assert not any(model.get_parameter(n).data_ptr() in shared for n in own)
-    for _ in range(2):
-        step(model, 4)
+    step(model, 4)
     moved = {n for n, value in own.items() if not torch.equal(value, model.get_parameter(n))}
     # A bias before BatchNorm or softmax has no gradient but rounding noise; all else must move.
     assert len(moved) >= 0.95 * len(own)
@@ -146,6 +140,7 @@ def test_compile_and_export_give_equal_outputs(name):
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # inductor's own use of torch.jit
 def test_compiled_by_inductor(name):
     if name not in ("resnet18", "vit_tiny_patch16_224"):
         pytest.skip("two kinds of network are enough for the code generator")
@@ -162,7 +157,8 @@ def test_compiled_by_inductor(name):
             torch.testing.assert_close(p.grad, q.grad, rtol=1e-2, atol=1e-3, msg=n)
 
 
-def test_granularities(name):
-    for granularity in ("group", "channel", "element"):
-        model = add_task(make(name), 3, method=KSM(granularity=granularity))
-        step(model, 3)
+@pytest.mark.parametrize("granularity", ["group", "channel", "element"])
+def test_granularities(name, granularity):
+    if name == "vgg11_bn":
+        pytest.skip("the same kinds of layer as the others, and 130 million weights")
+    step(add_task(make(name), 3, method=KSM(granularity=granularity)), 3)
