@@ -91,6 +91,23 @@ VAL = {"a/4.png", "b/10.png", "b/8.png"}
 TEST = {"a/10.png", "a/12.png", "a/5.png", "b/16.png", "b/18.png", "b/19.png", "b/7.png"}
 
 
+@pytest.mark.parametrize(
+    ("low", "high", "split"),
+    [
+        (0.0, 0.15, "test"),
+        (0.149, 0.15, "test"),
+        (0.15, 0.151, "val"),
+        (0.299, 0.3, "val"),
+        (0.3, 0.301, "train"),
+        (0.99, 1.0, "train"),
+    ],
+)
+def test_edges_of_the_splits(tmp_path, low, high, split):
+    numbered(tmp_path)
+    path = put(tmp_path / "a" / "edge.png", _with_hash(low, high))
+    assert split_of(scan(tmp_path))[path] == split
+
+
 @settings(max_examples=60, deadline=None)
 @given(
     first=st.sets(st.binary(min_size=1, max_size=3), min_size=8, max_size=24),

@@ -1,6 +1,7 @@
 """Decoded images: what is kept, what is skipped, and what a network gets to see."""
 
 import itertools
+import threading
 import warnings
 from pathlib import Path
 
@@ -122,6 +123,18 @@ def test_warnings_of_pillow_are_held_back_and_filters_are_left_alone(tmp_path):
     assert len(images) == 40 and images.skipped == []
     read(tmp_path / "0.jpg", PREPROCESS)
     assert warnings.filters == before
+
+
+def test_the_processs_filters_are_never_changed_by_a_thread(samples, monkeypatch):
+    """Two threads that each set and restore them would leave them in disorder, now and then."""
+    real = load_module.quiet
+
+    def quiet():
+        assert threading.current_thread() is threading.main_thread()
+        return real()
+
+    monkeypatch.setattr(load_module, "quiet", quiet)
+    assert len(load(samples, PREPROCESS)) == 6
 
 
 def test_without_augmentation_the_centre_is_cut(tmp_path):

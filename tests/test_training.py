@@ -9,7 +9,7 @@ from torch import nn
 
 import ksm
 import ksm.learning
-from conftest import PREPROCESS, tiny
+from conftest import PREPROCESS, tiny, write_folder
 from ksm import KSM, KsmError, Training
 from ksm.backbones import fingerprint
 from ksm.clone import share
@@ -196,6 +196,12 @@ def test_settle_gives_plain_averages_and_leaves_frozen_norms_alone():
     assert torch.equal(frozen.norm1.running_mean, before)
 
 
+def test_precision_can_change_within_a_process(colours):
+    for precision in ("no", "bf16", "no"):
+        training = Training(epochs=6, batch=8, precision=precision)
+        assert learn(colours, training=training).metrics["val"]["accuracy"] > 0.6
+
+
 def test_augmentation():
     images = images_of(1)
     pixels = images.decoded[0]
@@ -221,6 +227,8 @@ def test_augmentation():
         ({"precision": "fp8"}, "precision 'fp8'"),
         ({"min_area": 0}, "min_area is 0"),
         ({"settle": -1}, "settle is -1"),
+        ({"seed": -1}, "seed is -1"),
+        ({"seed": 10**20}, "seed is 100000000000000000000"),
     ],
 )
 def test_bad_settings(settings, message):
@@ -232,9 +240,11 @@ def test_bad_settings(settings, message):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"size": 3}, "size is 3: expected at least 16"),
+        ({"size": 3}, "size is 3: expected 16 to 4096"),
         ({"crop": 0.0}, "crop is 0.0"),
-        ({"limit": 1}, "limit is 1"),
+        ({"size": 0}, "size is 0: expected 16 to 4096"),
+        ({"limit": 1}, "limit is 1: expected at least 3"),
+        ({"head": "body"}, "does not take images of 32 pixels with head 'body'"),
         ({"method": "nope"}, "no method named 'nope'"),
         ({"head": "nope"}, "no module named 'nope' for the head"),
     ],
@@ -243,6 +253,20 @@ def test_bad_arguments_of_learn(colours, settings, message):
     with pytest.raises(KsmError) as error:
         learn(colours, **settings)
     assert message in str(error.value)
+
+
+def test_a_network_that_does_not_take_the_size(colours):
+    backbone = ksm.backbone("vit_tiny_patch16_224", pretrained=False)
+    with pytest.raises(KsmError, match=r"vit_tiny_patch16_224 does not take images of 32 pixels"):
+        learn(colours, backbone)
+
+
+def test_a_limit_that_leaves_a_class_out(tmp_path):
+    write_folder(tmp_path / "c", 60, ("blue", "green"))
+    write_folder(tmp_path / "r", 3, ("red",))
+    (tmp_path / "r" / "red").rename(tmp_path / "c" / "red")
+    with pytest.raises(KsmError, match=r"limit 6 leaves no training image of class 'red'"):
+        learn(tmp_path / "c", limit=6)
 
 
 def test_limit_takes_from_every_class_the_same_images(colours):

@@ -49,7 +49,12 @@ BANK = Path("bank")
 @app.command()
 def learn(
     name: Annotated[str, typer.Argument(help="Name of the task.")],
-    folder: Annotated[Path, typer.Argument(help="Images: FOLDER[/train|val|test]/CLASS/*.jpg")],
+    folder: Annotated[
+        Path,
+        typer.Argument(
+            help="Images: FOLDER/CLASS/*.jpg, or FOLDER/train/CLASS/*.jpg with val and test."
+        ),
+    ],
     bank: BankOption = BANK,
     backbone: BackboneOption = None,
     method: Annotated[str, typer.Option(help="ksm, bn or probe.")] = "ksm",
@@ -112,12 +117,12 @@ def learn(
     )
     if recipe == "released":
         training = dataclasses.replace(training, epochs=epochs or 30, warmup=0.0)
-    console = Console(stderr=True)
+    console = Console(stderr=True, soft_wrap=True)
     settings = _settings(set_ or [])
     chosen = make(method, recipe, **settings)
     log = Bank(bank).path(name).with_suffix(".log.jsonl")
     with Display(console, log) as display:
-        module = load_backbone(backbone or DEFAULT)
+        module = load_backbone(DEFAULT if backbone is None else backbone)
         task = learn_task(
             module,
             folder,
@@ -167,20 +172,17 @@ def evaluate(
 
     from ksm.data.folder import scan_labelled
     from ksm.data.load import load
+    from ksm.display import percent, skipped_text
     from ksm.evaluation import evaluate as evaluate_model
 
     samples = scan_labelled(folder, task.classes)
     images = load(samples, task.preprocess, strict=strict)
     found = evaluate_model(task.on(_backbone_of(task, backbone)), images)
     if images.skipped:
-        print(f"skipped {len(images.skipped)} files that cannot be read:", file=sys.stderr)
-        for file in images.skipped:
-            print(f"  {file.path}: {file.reason}", file=sys.stderr)
+        print(f"warning: {skipped_text(images.skipped)}", file=sys.stderr)
     if json_:
         _print_json({"task": name, **found, "skipped": len(images.skipped)})
         return
-    from ksm.display import percent
-
     by_class = zip(task.classes, found["correct"], found["count"], strict=True)
     rows = [[c, percent(right / n if n else None), f"{right} of {n}"] for c, right, n in by_class]
     _print_table(["class", "accuracy", "right"], rows)
@@ -213,7 +215,7 @@ def predict(
     rows: list[list[str]] = []
     found: list[dict[str, Any]] = []
     for one in tasks:
-        key = backbone or one.backbone.name
+        key = one.backbone.name if backbone is None else backbone
         if key not in loaded:
             loaded[key] = _backbone_of(one, backbone)
         for result in predict_files(one, one.on(loaded[key]), images, top):
@@ -384,7 +386,7 @@ def data_get(
 def _backbone_of(task: Task, name: str | None) -> nn.Module:
     from ksm.backbones import backbone as load_backbone
 
-    return load_backbone(name or task.backbone.name)
+    return load_backbone(task.backbone.name if name is None else name)
 
 
 def _settings(pairs: list[str]) -> dict[str, Any]:

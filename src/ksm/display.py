@@ -6,16 +6,17 @@ import json
 import os
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn
 from rich.progress import Progress as Bars
 
-from ksm.data.folder import Folder
-from ksm.data.load import Skipped
-from ksm.training import Progress
+if TYPE_CHECKING:
+    from ksm.data.folder import Folder
+    from ksm.data.load import Skipped
+    from ksm.training import Progress
 
 _LISTED = 10
 
@@ -77,17 +78,8 @@ class Display:
     def skipped(self, files: list[Skipped]) -> None:
         if self._reading is not None:
             self.bars.remove_task(self._reading)
-        if not files:
-            return
-        self.warn(
-            f"{len(files)} files could not be read and were skipped (--strict makes that an error):"
-        )
-        for file in files[:_LISTED]:
-            self.console.print(
-                f"  {escape(str(file.path))}: {escape(file.reason)}", highlight=False
-            )
-        if len(files) > _LISTED:
-            self.console.print(f"  and {len(files) - _LISTED} more")
+        if files:
+            self.warn(skipped_text(files))
 
     def step(self, progress: Progress) -> None:
         p = progress
@@ -121,6 +113,17 @@ class Display:
 
     def warn(self, line: str) -> None:
         self.console.print(f"[yellow]warning:[/] {escape(line)}", highlight=False)
+
+
+def skipped_text(files: list[Skipped]) -> str:
+    """How many files were skipped, and the first of them with the reason, a line each."""
+    lines = [
+        f"{len(files)} files could not be read and were skipped (--strict makes that an error):",
+        *(f"  {file.path}: {file.reason}" for file in files[:_LISTED]),
+    ]
+    if len(files) > _LISTED:
+        lines.append(f"  and {len(files) - _LISTED} more")
+    return "\n".join(lines)
 
 
 def clock(seconds: float) -> str:

@@ -11,10 +11,11 @@ from typing import Any, Protocol
 import torch
 from torch import nn
 
+from ksm.backbones import Description, describe
 from ksm.backbones import backbone as backbone_by_name
-from ksm.backbones import describe
 from ksm.data.folder import Folder, Sample, scan
 from ksm.data.load import Images, Skipped, load
+from ksm.data.preprocess import Preprocess
 from ksm.errors import KsmError
 from ksm.evaluation import evaluate
 from ksm.methods import Method, make
@@ -82,12 +83,14 @@ def learn(
     if isinstance(backbone, str):
         backbone = backbone_by_name(backbone)
     preprocess = describe(backbone, head).preprocess
-    preprocess = dataclasses.replace(preprocess, size=size or preprocess.size, crop=crop)
-    if preprocess.size < 16:
-        raise KsmError(f"size is {size}: expected at least 16 pixels")
+    if size is not None:
+        preprocess = dataclasses.replace(preprocess, size=size)
+    preprocess = dataclasses.replace(preprocess, crop=crop)
+    if not 16 <= preprocess.size <= 4096:
+        raise KsmError(f"size is {size}: expected 16 to 4096 pixels")
     if not 0 < crop <= 1:
         raise KsmError(f"crop is {crop}: expected a value from 0 to 1")
-    chosen = {**found.splits, "train": _limited(found.splits["train"], limit)}
+    chosen = {**found.splits, "train": _limited(found, limit)}
     watcher.scanned(
         dataclasses.replace(found, splits=chosen), training.epochs_for(len(chosen["train"]))
     )
@@ -109,6 +112,7 @@ def learn(
     with torch.random.fork_rng():
         torch.manual_seed(training.seed)
         model = add_task(backbone, len(found.classes), method=method, head=head)
+        _check_outputs(model, len(found.classes), preprocess, describe(backbone, head))
         kept: list[Task] = []
 
         def keep() -> None:
@@ -155,13 +159,45 @@ def learn(
     return dataclasses.replace(task, metrics=metrics, record=record)
 
 
-def _limited(samples: list[Sample], limit: int | None) -> list[Sample]:
-    """At most `limit` samples, spread evenly over the list, which is sorted by class."""
+def _limited(folder: Folder, limit: int | None) -> list[Sample]:
+    """At most `limit` training samples, spread evenly over the list, which is sorted by class."""
+    samples = folder.splits["train"]
     if limit is None or limit >= len(samples):
         return samples
-    if limit < 2:
-        raise KsmError(f"limit is {limit}: expected at least 2 training images")
-    return [samples[i * len(samples) // limit] for i in range(limit)]
+    if limit < len(folder.classes):
+        raise KsmError(
+            f"limit is {limit}: expected at least {len(folder.classes)}, an image a class"
+        )
+    chosen = [samples[i * len(samples) // limit] for i in range(limit)]
+    if missing := {label for _, label in samples} - {label for _, label in chosen}:
+        name = folder.classes[min(missing)]
+        raise KsmError(f"limit {limit} leaves no training image of class {name!r}: raise it")
+    return chosen
+
+
+@torch.no_grad()
+def _check_outputs(
+    model: nn.Module, classes: int, preprocess: Preprocess, description: Description
+) -> None:
+    """One black image through the model, before anything is trained, tells a wrong head or size."""
+    where = next(model.parameters()).device
+    model.eval()
+    try:
+        outputs = model(torch.zeros(1, 3, preprocess.size, preprocess.size, device=where))
+    except (RuntimeError, AssertionError, ValueError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise KsmError(
+            f"backbone {description.name} does not take images of {preprocess.size} pixels with "
+            f"head {description.head!r} ({reason}); try another size or head"
+        ) from error
+    if not isinstance(outputs, torch.Tensor) or outputs.shape != (1, classes):
+        shape = (
+            tuple(outputs.shape) if isinstance(outputs, torch.Tensor) else type(outputs).__name__
+        )
+        raise KsmError(
+            f"with head {description.head!r} the network's output has shape {shape}, expected "
+            f"(1, {classes}): name its last layer with head (--head)"
+        )
 
 
 def _check_classes(folder: Folder, images: dict[str, Images]) -> None:

@@ -70,6 +70,8 @@ class Training:
         ]:
             if not 0 <= value < 1:
                 raise KsmError(f"{what} is {value}: expected at least 0 and less than 1")
+        if not 0 <= self.seed < 2**63:
+            raise KsmError(f"seed is {self.seed}: expected a whole number from 0 to 2^63 - 1")
         if not 0 < self.min_area <= 1:
             raise KsmError(f"min_area is {self.min_area}: expected a value from 0 to 1")
         if self.augment not in AUGMENTS:
@@ -141,9 +143,13 @@ def fit(
         KsmError: fewer than two training images, or a loss that is not finite.
     """
     from accelerate import Accelerator
+    from accelerate.state import AcceleratorState
 
     if len(train) < 2:
         raise KsmError(f"{len(train)} training images: expected at least 2")
+    known = AcceleratorState._shared_state.get("_mixed_precision", settings.precision)
+    if known != settings.precision:
+        AcceleratorState._reset_state()  # accelerate keeps a process to its first precision
     accelerator = Accelerator(mixed_precision=settings.precision)
     generator = torch.Generator().manual_seed(settings.seed)
     loader: Any = DataLoader(

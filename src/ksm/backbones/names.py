@@ -44,11 +44,11 @@ def backbone(name: str = DEFAULT, pretrained: bool = True) -> nn.Module:
     import torchvision.models
 
     bare = rest if colon else name
-    if source == "timm" or (not colon and timm.is_model(bare)):
+    if source != "torchvision" and timm.is_model(bare):
         build: Callable[..., Any] = timm.create_model
         module = _load(name, lambda: build(bare, pretrained=pretrained))
         return attach(module, _renamed(describe(module), name)).eval()
-    if bare in torchvision.models.list_models():
+    if source != "timm" and bare in torchvision.models.list_models():
         weights = "DEFAULT" if pretrained else None
         module = _load(name, lambda: torchvision.models.get_model(bare, weights=weights))
         return attach(module, _renamed(describe(module), name)).eval()
@@ -79,12 +79,13 @@ def _users(module_name: str, function_name: str) -> nn.Module:
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())
     try:
-        function = getattr(importlib.import_module(module_name), function_name)
-    except (ImportError, AttributeError, ValueError) as error:
+        made = getattr(importlib.import_module(module_name), function_name)()
+    except Exception as error:  # it is the user's code that runs here
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise KsmError(
-            f"backbone {reference}: {error}; expected package.module:function, importable from here"
+            f"backbone {reference}: {reason}; expected package.module:function, importable from "
+            "here, that returns an nn.Module and needs no argument"
         ) from error
-    made = function()
     if not isinstance(made, nn.Module):
         raise KsmError(f"backbone {reference}: returned {type(made).__name__}, expected nn.Module")
     return made

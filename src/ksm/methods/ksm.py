@@ -59,10 +59,12 @@ class KSM(Method):
         ]:
             if value not in allowed:
                 raise KsmError(f"{what} {value!r}: expected one of {', '.join(allowed)}")
-        if not self.temperature > 0 or not self.beta > 0:
-            raise KsmError(
-                f"temperature {self.temperature} and beta {self.beta} must be greater than 0"
-            )
+        for name in ("temperature", "beta"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise KsmError(f"{name} {getattr(self, name)}: expected a number greater than 0")
+        for name in ("tau", "start"):
+            if not math.isfinite(getattr(self, name)):
+                raise KsmError(f"{name} {getattr(self, name)}: expected a finite number")
         if not 0 <= self.alpha <= 1:
             raise KsmError(f"alpha {self.alpha}: expected a value from 0 to 1")
         if not 2 <= self.levels <= 256:
