@@ -32,9 +32,9 @@ DOMAINS: dict[str, "Augment"] = {
     "characters": "none",
 }  # a mirrored letter is another letter
 VARIANTS: dict[str, list[dict[str, Any]]] = {
-    "probe": [{"lr": 3e-3}, {"lr": 1e-2}],
-    "bn": [{"lr": 3e-3}, {"lr": 1e-2}],
-    "ksm": [{}],
+    "probe": [{"lr": 3e-3}, {"lr": 1e-2}, {"lr": 3e-2}],
+    "bn": [{"lr": 3e-3}, {"lr": 1e-2}, {"lr": 3e-2}],
+    "ksm": [{"lr": 3e-3}, {"lr": 1e-2}],
 }
 SEEDS = (0, 1, 2)
 T_95 = 4.303

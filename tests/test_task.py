@@ -5,7 +5,18 @@ import timm
 import torch
 from torch import nn
 
-from ksm import BN, KSM, KsmError, Method, Preprocess, Probe, Task, add_task, parameter_groups
+from ksm import (
+    BN,
+    KSM,
+    KsmError,
+    Method,
+    Preprocess,
+    Probe,
+    Task,
+    Training,
+    add_task,
+    parameter_groups,
+)
 from ksm.backbones import describe, fingerprint
 from ksm.clone import hold, is_norm, share
 from ksm.methods import METHODS, make
@@ -273,6 +284,8 @@ def test_released_settings():
     assert (found.beta, found.tau, found.temperature, found.alpha) == (1200.0, 5e-3, 100.0, 0.5)
     assert (found.lr, found.score_lr, found.start) == (2e-4, 2e-4, 1e-2)
     assert (found.scaling, found.granularity, found.noise) == ("released", "kernel", False)
+    schedule = Training.released(seed=3)
+    assert (schedule.epochs, schedule.batch, schedule.warmup, schedule.seed) == (30, 32, 0.0, 3)
 
 
 @pytest.mark.parametrize("kind", METHODS.values())

@@ -93,8 +93,6 @@ def learn(
     image_folder(folder)
     Bank(bank).check_free(name, force)
 
-    import dataclasses
-
     from rich.console import Console
 
     from ksm.backbones import DEFAULT
@@ -104,19 +102,19 @@ def learn(
     from ksm.methods import make
     from ksm.training import Training
 
-    training = Training(
-        epochs=epochs,
-        batch=batch,
-        label_smoothing=label_smoothing,
-        balance=balance,
-        patience=patience,
-        augment=augment,  # pyright: ignore[reportArgumentType]  (checked by Training)
-        precision=precision,
-        workers=workers,
-        seed=seed,
-    )
-    if recipe == "released":
-        training = dataclasses.replace(training, epochs=epochs or 30, warmup=0.0)
+    wanted = {
+        "epochs": epochs,
+        "batch": batch,
+        "label_smoothing": label_smoothing,
+        "balance": balance,
+        "patience": patience,
+        "augment": augment,
+        "precision": precision,
+        "workers": workers,
+        "seed": seed,
+    }
+    given = {key: value for key, value in wanted.items() if value is not None}
+    training = Training.released(**given) if recipe == "released" else Training(**given)
     console = Console(stderr=True, soft_wrap=True)
     settings = _settings(set_ or [])
     chosen = make(method, recipe, **settings)

@@ -137,8 +137,10 @@ def learn(
     metrics: dict[str, Any] = {
         "val": {"accuracy": best["val_accuracy"], "images": len(images["val"])}
     }
+    folded = task.on(backbone).to(next(model.parameters()).device)
+    if training.precision != "no":  # the task is used in full precision
+        metrics["val"] = evaluate(folded, images["val"])
     if len(images["test"]):
-        folded = task.on(backbone).to(next(model.parameters()).device)
         metrics["test"] = evaluate(folded, images["test"])
     record = {
         **task.record,

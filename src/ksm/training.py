@@ -79,6 +79,13 @@ class Training:
         if self.precision not in ("no", "bf16", "fp16"):
             raise KsmError(f"precision {self.precision!r}: expected no, bf16 or fp16")
 
+    @classmethod
+    def released(cls, **settings: Any) -> Training:
+        """The published schedule: 30 epochs of 32 images a step, a cosine without warm-up, and
+        running averages in BatchNorm; `settings` replaces some."""
+        published: dict[str, Any] = {"epochs": 30, "batch": 32, "warmup": 0.0, "settle": 0}
+        return cls(**(published | settings))
+
     def epochs_for(self, images: int) -> int:
         """How many epochs a data set of so many training images gets."""
         if self.epochs is not None:
