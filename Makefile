@@ -17,7 +17,7 @@ check: .venv/ready         ## lint, format, types
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
 
-bench: .venv/ready         ## ksm against head only and BatchNorm, 18 cells; goes on where it stopped
+bench: .venv/ready         ## ksm against head only and BatchNorm with head; goes on where it stopped
 	$(BIN)/python benchmarks/controls.py
 
 # torch first: the version that the constraints name is then kept by what needs "torch".

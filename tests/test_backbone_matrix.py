@@ -12,7 +12,7 @@ from torch.utils.checkpoint import checkpoint
 from ksm import KSM, Bank, Task, add_task, parameter_groups
 from ksm.backbones import fingerprint
 from ksm.methods.ksm import soft_masks
-from ksm.task import attached
+from ksm.task import origin
 
 BACKBONES = {
     # zero_init_last would let the residual branches, masks and all, count for nothing
@@ -105,7 +105,7 @@ def test_masks_norms_and_head_train_and_nothing_else(name):
     # A bias before BatchNorm or softmax has no gradient but rounding noise; all else must move.
     assert len(moved) >= 0.95 * len(own)
     masked = [n for n, _ in soft_masks(model)]
-    head = attached(model).description.head
+    head = origin(model).description.head
     can = [n for n, m in backbone.named_modules() if isinstance(m, (nn.Conv2d, nn.Linear))]
     assert sorted(masked) == sorted(n for n in can if n != head)
 

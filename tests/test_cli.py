@@ -34,6 +34,8 @@ def ksm_(monkeypatch, capsys):
     """Run the command in this process: its exit status and the text on stdout and stderr."""
 
     def run(*arguments):
+        if arguments[:1] and arguments[0] in ("eval", "predict") and "--backbone" not in arguments:
+            arguments = (*arguments, *TINY)
         monkeypatch.setattr(sys, "argv", ["ksm", *map(str, arguments)])
         capsys.readouterr()
         with pytest.raises(SystemExit) as stop:
@@ -483,6 +485,14 @@ def test_eval_refuses_folders_that_do_not_fit(home, refused):
     refused("eval", "colours", "images/red", told="24 images lie in images/red itself")
     refused("eval", "colours", "splits", told=("test, train", "did you mean splits/test?"))
     refused("eval", "colours", "yellow", told=("yellow is none of", "(blue, green, red)"))
+
+
+def test_code_named_by_a_task_file_is_not_run_unasked(home, monkeypatch, capsys):
+    for command in (["eval", "colours", "images"], ["predict", "images/red/0.png", "--all"]):
+        monkeypatch.setattr(sys, "argv", ["ksm", *command])
+        with pytest.raises(SystemExit, match="1"):
+            ksm.cli.main()
+        assert "to run that code, give --backbone conftest:tiny" in capsys.readouterr().err
 
 
 def test_another_backbone_is_refused_with_both_fingerprints(home, refused, monkeypatch):

@@ -96,16 +96,15 @@ def test_every_image_is_told_of(samples):
     assert len(told) == 6
 
 
-def test_images_past_the_memory_are_read_at_each_use(samples, monkeypatch):
-    monkeypatch.setattr(load_module, "MEMORY", 3 * 37 * 37 * 2)
-    images = load(samples, PREPROCESS)
+def test_images_past_the_memory_are_read_at_each_use(samples):
+    images = load(samples, PREPROCESS, memory=3 * 37 * 37 * 2)
+    assert images.held == 3 * 37 * 37 * 2
     assert [pixels is None for pixels in images.decoded] == [False] * 2 + [True] * 4
     assert [images[i][0][0, 0, 0].item() for i in range(6)] == [0, 10, 20, 30, 40, 50]
 
 
-def test_an_image_lost_while_it_is_used_is_named(samples, monkeypatch):
-    monkeypatch.setattr(load_module, "MEMORY", 0)
-    images = load(samples, PREPROCESS)
+def test_an_image_lost_while_it_is_used_is_named(samples):
+    images = load(samples, PREPROCESS, memory=0)
     samples[3][0].unlink()
     with pytest.raises(KsmError, match=r"3\.png: cannot be read: No such file"):
         images[3]

@@ -209,8 +209,49 @@ def test_another_backbone_is_refused_with_both_fingerprints(backbone):
     assert task.fingerprint[:16] in str(error.value) and other[:16] in str(error.value)
 
 
+def test_a_task_without_its_head_is_refused(backbone):
+    task = Task.of(add_task(backbone, 2), "t", ["a", "b"])
+    del task.tensors["own/fc.bias"]
+    with pytest.raises(KsmError, match=r"fc\.bias is missing"):
+        task.on(backbone)
+
+
+def test_half_precision_backbones_get_a_head_of_their_kind(backbone):
+    assert add_task(backbone.to(torch.bfloat16), 2)(X.bfloat16()).dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("method", [Probe(), BN(), KSM(mask_from="body")])
+def test_models_with_held_norms_export(backbone, method):
+    model = add_task(backbone, 2, method=method).eval()
+    with torch.no_grad():
+        exported = torch.export.export(model, (X,)).module()
+        torch.testing.assert_close(exported(X), model(X))
+
+
+def test_attention_of_torch_reloads_to_the_bit():
+    class Attention(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = nn.Conv2d(3, 16, 4, 4)
+            self.layer = nn.TransformerEncoderLayer(16, 2, 32, batch_first=True)
+            self.fc = nn.Linear(16, 2)
+
+        def forward(self, x):
+            return self.fc(self.layer(self.conv(x).flatten(2).transpose(1, 2)).mean(1))
+
+    backbone = Attention()
+    model = add_task(backbone, 3)
+    train_steps(model)
+    model.eval()
+    with torch.no_grad():
+        folded = Task.of(model, "t", ["a", "b", "c"]).on(backbone)
+        torch.testing.assert_close(folded(X), model(X))
+
+
 def test_user_errors(backbone):
     model = add_task(backbone, 2)
+    normed = Small(nn.BatchNorm2d(8))
+    nn.utils.parametrizations.weight_norm(normed.conv)
     for call, message in [
         (lambda: add_task(backbone, 0), "classes is 0"),
         (lambda: add_task(model, 2), "is itself a task model"),
@@ -220,6 +261,8 @@ def test_user_errors(backbone):
         (lambda: add_task(backbone, 2, method=KSM(target_modules="x")), "no layer to mask"),
         (lambda: add_task(backbone, 2, method=KSM(target_modules="(")), "not a valid regex"),
         (lambda: add_task(backbone, 2, method=KSM(mask_from="x")), "no module named 'x'"),
+        (lambda: add_task(normed, 2), "the weight of conv is parametrized already"),
+        (lambda: make("ksm", mask_from=5), "is 5: expected a name or list of names"),
         (lambda: make("ksm", alfa=1), "no setting 'alfa'"),
         (lambda: make("ksm", alpha="much"), "alpha of method ksm is 'much': expected a float"),
         (lambda: make("ksm", noise=1), "noise of method ksm is 1: expected a bool"),

@@ -16,9 +16,9 @@ from ksm.clone import share
 from ksm.data.folder import scan
 from ksm.data.load import Images, load, normalise
 from ksm.evaluation import evaluate
-from ksm.learning import Silent
 from ksm.plot import curves
 from ksm.training import cosine, fit, settle
+from ksm.watch import Watcher
 
 QUICK = Training(epochs=3, batch=8)
 
@@ -80,9 +80,51 @@ def test_validation_selects_the_epoch(colours, monkeypatch):
         return {"accuracy": accuracy, "loss": loss}
 
     monkeypatch.setattr(training, "evaluate", pretend)
+    kept, real = [], ksm.learning.Task.of
+
+    def spy(*arguments, **settings):
+        kept.append(real(*arguments, **settings))
+        return kept[-1]
+
+    monkeypatch.setattr(ksm.learning.Task, "of", spy)
     task = learn(colours, training=Training(epochs=4, batch=8))
     assert task.record["best_epoch"] == 3  # the loss decides between equal accuracies
     assert task.metrics["val"]["accuracy"] == 0.75
+    assert len(kept) == 3 and task.tensors is kept[-1].tensors
+    assert not torch.equal(kept[1].tensors["own/fc.weight"], task.tensors["own/fc.weight"])
+
+
+def test_an_interrupt_while_the_best_is_kept_loses_nothing(colours, monkeypatch):
+    real, calls = ksm.learning.Task.of, []
+
+    def interrupted(*arguments, **settings):
+        calls.append(1)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return real(*arguments, **settings)
+
+    monkeypatch.setattr(ksm.learning.Task, "of", interrupted)
+    task = learn(colours, training=Training(epochs=9, batch=8))
+    assert task.record["stopped"] == "interrupted" and task.record["best_epoch"] >= 1
+    kept = task.record["history"][task.record["best_epoch"] - 1]
+    assert kept["val_accuracy"] == task.metrics["val"]["accuracy"]
+
+
+def test_an_interrupt_at_the_test_split_keeps_the_task(colours, monkeypatch):
+    def interrupt(model, images):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(ksm.learning, "evaluate", interrupt)
+    task = learn(colours)
+    assert "test" not in task.metrics and "before the test split" in task.record["stopped"]
+
+
+def test_files_that_are_no_images_are_told_and_strict_refuses_them(colours):
+    (colours / "red" / "notes.txt").write_text("hello")
+    assert any("1 files are left out" in line for line in scan(colours).warnings)
+    learn(colours, training=Training(epochs=1, batch=8))
+    with pytest.raises(KsmError, match=r"notes\.txt: its name is no image's"):
+        learn(colours, strict=True)
 
 
 def test_the_test_split_is_read_once(colours, monkeypatch):
@@ -105,7 +147,7 @@ def test_seeds(colours):
     assert not torch.equal(first.tensors["own/fc.weight"], other.tensors["own/fc.weight"])
 
 
-class Interrupting(Silent):
+class Interrupting(Watcher):
     def __init__(self, after):
         self.after = after
 
@@ -143,10 +185,10 @@ def test_one_image_left_over_does_not_reach_batchnorm():
     model = ksm.add_task(tiny(), 3)
     groups = ksm.parameter_groups(model)
     training = Training(epochs=1, batch=8)
-    history = fit(model, groups, images_of(17), images_of(5), training, on_best=lambda: None)
+    history = fit(model, groups, images_of(17), images_of(5), training, on_best=lambda record: None)
     assert len(history.epochs) == 1
     with pytest.raises(KsmError, match="1 training images: expected at least 2"):
-        fit(model, groups, images_of(1), images_of(5), training, on_best=lambda: None)
+        fit(model, groups, images_of(1), images_of(5), training, on_best=lambda record: None)
 
 
 def test_balance_and_label_smoothing_change_the_loss(monkeypatch):
@@ -169,7 +211,7 @@ def test_balance_and_label_smoothing_change_the_loss(monkeypatch):
         train,
         images_of(6),
         Training(epochs=1, batch=12, balance=True, label_smoothing=0.1),
-        on_best=lambda: None,
+        on_best=lambda record: None,
     )
     weight, smoothing = seen[0]
     torch.testing.assert_close(weight, torch.tensor([12 / 18, 12 / 12, 12 / 6]))
@@ -190,6 +232,13 @@ def test_settle_gives_plain_averages_and_leaves_frozen_norms_alone():
     assert model.norm1.momentum == momentum and not model.training
     assert not any(module.training for module in model.modules())
 
+    instance = ksm.add_task(
+        nn.Sequential(nn.InstanceNorm2d(3, affine=True, track_running_stats=True), tiny()), 3
+    ).eval()
+    instance[0].running_mean.fill_(0.3)
+    settle(instance, images, 8, 4, torch.Generator())
+    assert (instance[0].running_mean == 0.3).all()  # it knows no plain average
+
     frozen = share(tiny())
     before = frozen.norm1.running_mean.clone()
     settle(frozen, images, 8, 4, torch.Generator())
@@ -208,9 +257,10 @@ def test_augmentation():
     assert torch.equal(images[0][0], pixels)
     torch.manual_seed(0)
     flips = Images(images.samples, images.decoded, PREPROCESS, "flip")
-    kinds = [torch.equal(flips[0][0], pixels) for _ in range(40)]
-    assert 8 < sum(kinds) < 32
-    assert all(same or torch.equal(pixels.flip(2), pixels.flip(2)) for same in kinds)
+    drawn = [flips[0][0] for _ in range(40)]
+    same = [torch.equal(found, pixels) for found in drawn]
+    mirrored = [torch.equal(found, pixels.flip(2)) for found in drawn]
+    assert 8 < sum(same) < 32 and sum(same) + sum(mirrored) == 40
     crops = Images(images.samples, images.decoded, PREPROCESS, "crop", 0.5)
     assert crops[0][0].shape == (3, 32, 32) and not torch.equal(crops[0][0], crops[0][0])
 
@@ -272,7 +322,7 @@ def test_a_limit_that_leaves_a_class_out(tmp_path):
 def test_limit_takes_from_every_class_the_same_images(colours):
     seen = []
 
-    class Watch(Silent):
+    class Watch(Watcher):
         def scanned(self, folder, epochs):
             seen.append(folder.splits["train"])
 

@@ -98,9 +98,12 @@ class Bank:
                 f"{path} exists: choose another name, or give --force (force=True) to replace it"
             )
         try:
+            new = not self.folder.exists()
             self.folder.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryFile(dir=self.folder):
                 pass
+            if new:
+                self.folder.rmdir()
         except OSError as error:
             raise KsmError(f"cannot write to bank {self.folder}: {_reason(error)}") from error
 
@@ -113,6 +116,7 @@ class Bank:
         """
         self.check_free(task.name, force)
         path = self.path(task.name)
+        path.parent.mkdir(parents=True, exist_ok=True)
         write(path, task)
         return path
 

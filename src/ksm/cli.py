@@ -102,7 +102,7 @@ def learn(
     from ksm.methods import make
     from ksm.training import Training
 
-    wanted = {
+    wanted: dict[str, Any] = {
         "epochs": epochs,
         "batch": batch,
         "label_smoothing": label_smoothing,
@@ -171,11 +171,12 @@ def evaluate(
     from ksm.data.folder import scan_labelled
     from ksm.data.load import load
     from ksm.display import percent, skipped_text
+    from ksm.evaluation import device
     from ksm.evaluation import evaluate as evaluate_model
 
     samples = scan_labelled(folder, task.classes)
     images = load(samples, task.preprocess, strict=strict)
-    found = evaluate_model(task.on(_backbone_of(task, backbone)), images)
+    found = evaluate_model(task.on(_backbone_of(task, backbone)).to(device()), images)
     if images.skipped:
         print(f"warning: {skipped_text(images.skipped)}", file=sys.stderr)
     if json_:
@@ -383,8 +384,19 @@ def data_get(
 
 def _backbone_of(task: Task, name: str | None) -> nn.Module:
     from ksm.backbones import backbone as load_backbone
+    from ksm.backbones import is_reference
 
-    return load_backbone(task.backbone.name if name is None else name)
+    if name is None and is_reference(task.backbone.name):
+        raise KsmError(
+            f"task {task.name!r} was learned on {task.backbone.name}: to run that code, give "
+            f"--backbone {task.backbone.name}"
+        )
+    try:
+        return load_backbone(task.backbone.name if name is None else name)
+    except KsmError as error:
+        if name is not None:
+            raise
+        raise KsmError(f"{error}; give task {task.name!r} its network with --backbone") from error
 
 
 def _settings(pairs: list[str]) -> dict[str, Any]:

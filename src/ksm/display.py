@@ -13,6 +13,8 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn
 from rich.progress import Progress as Bars
 
+from ksm.watch import Watcher
+
 if TYPE_CHECKING:
     from ksm.data.folder import Folder
     from ksm.data.load import Skipped
@@ -21,8 +23,8 @@ if TYPE_CHECKING:
 _LISTED = 10
 
 
-class Display:
-    """A `ksm.learning.Watcher` that shows the run and writes its log.
+class Display(Watcher):
+    """Shows the run and writes its log.
 
     Args:
         console: where to show it.
@@ -103,6 +105,7 @@ class Display:
         )
         if self._part:
             try:
+                self._part.parent.mkdir(parents=True, exist_ok=True)
                 with self._part.open("a", encoding="utf-8") as file:
                     file.write(json.dumps(record) + "\n")
             except OSError as error:  # a lost log must not cost the run

@@ -12,6 +12,12 @@ from torch.utils.data import DataLoader
 from ksm.data.load import Images, normalise
 
 
+def device() -> torch.device:
+    """The accelerator, if there is one, else the CPU."""
+    found = torch.accelerator.current_accelerator(check_available=True)
+    return found or torch.device("cpu")
+
+
 @torch.no_grad()
 def evaluate(model: nn.Module, images: Images, batch: int = 64) -> dict[str, Any]:
     """Accuracy and loss of a model with one output a class.

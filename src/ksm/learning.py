@@ -6,41 +6,23 @@ import dataclasses
 import os
 import platform
 from importlib.metadata import version
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import nn
 
+import ksm
 from ksm.backbones import Description, describe
 from ksm.backbones import backbone as backbone_by_name
 from ksm.data.folder import Folder, Sample, scan
-from ksm.data.load import Images, Skipped, load
+from ksm.data.load import MEMORY, Images, load
 from ksm.data.preprocess import Preprocess
 from ksm.errors import KsmError
 from ksm.evaluation import evaluate
 from ksm.methods import Method, make
 from ksm.task import Task, add_task, parameter_groups
-from ksm.training import Progress, Training, fit
-
-
-class Watcher(Protocol):
-    """Who wants to see a run; every verb may do nothing."""
-
-    def scanned(self, folder: Folder, epochs: int) -> None: ...
-    def image(self) -> None: ...
-    def skipped(self, files: list[Skipped]) -> None: ...
-    def step(self, progress: Progress) -> None: ...
-    def epoch(self, record: dict[str, Any]) -> None: ...
-
-
-class Silent:
-    """A watcher that shows nothing."""
-
-    def scanned(self, folder: Folder, epochs: int) -> None: ...
-    def image(self) -> None: ...
-    def skipped(self, files: list[Skipped]) -> None: ...
-    def step(self, progress: Progress) -> None: ...
-    def epoch(self, record: dict[str, Any]) -> None: ...
+from ksm.training import Training, fit
+from ksm.watch import Watcher
 
 
 def learn(
@@ -63,7 +45,8 @@ def learn(
     the end, by the task as it will be stored.
 
     Args:
-        backbone: a module, only read, on the device where training is to run; or a name.
+        backbone: a module, only read; or a name. Training runs on the device that accelerate
+            chooses: an accelerator if there is one.
         name: the task's name.
         size: side of the images in pixels, where not the backbone's own.
         crop: share of the short side that is seen; 1: all of it. ImageNet's habit of 0.875 cuts
@@ -76,10 +59,12 @@ def learn(
         KsmError: the folder, a setting or the backbone cannot be used, or the run was interrupted
             before its first epoch ended.
     """
-    watcher = watcher or Silent()
+    watcher = watcher or Watcher()
     training = training or Training()
     method = make(method) if isinstance(method, str) else method
     found = scan(folder)
+    if strict and found.others:
+        raise KsmError(f"{found.others[0]}: its name is no image's, and strict was asked for")
     if isinstance(backbone, str):
         backbone = backbone_by_name(backbone)
     preprocess = describe(backbone, head).preprocess
@@ -87,36 +72,37 @@ def learn(
         preprocess = dataclasses.replace(preprocess, size=size)
     preprocess = dataclasses.replace(preprocess, crop=crop)
     if not 16 <= preprocess.size <= 4096:
-        raise KsmError(f"size is {size}: expected 16 to 4096 pixels")
+        raise KsmError(f"size is {preprocess.size}: expected 16 to 4096 pixels")
     if not 0 < crop <= 1:
         raise KsmError(f"crop is {crop}: expected a value from 0 to 1")
     chosen = {**found.splits, "train": _limited(found, limit)}
     watcher.scanned(
         dataclasses.replace(found, splits=chosen), training.epochs_for(len(chosen["train"]))
     )
-    images = {
-        split: load(
+    images: dict[str, Images] = {}
+    for split, samples in chosen.items():
+        images[split] = load(
             samples,
             preprocess,
             training.augment if split == "train" else "none",
             training.min_area,
             strict,
             watcher.image,
+            MEMORY - sum(part.held for part in images.values()),
         )
-        for split, samples in chosen.items()
-    }
     skipped = [file for part in images.values() for file in part.skipped]
     watcher.skipped(skipped)
     _check_classes(found, images)
 
-    with torch.random.fork_rng():
+    gpus = [torch.cuda.current_device()] if torch.cuda.is_available() else []
+    with torch.random.fork_rng(gpus):
         torch.manual_seed(training.seed)
         model = add_task(backbone, len(found.classes), method=method, head=head)
         _check_outputs(model, len(found.classes), preprocess, describe(backbone, head))
-        kept: list[Task] = []
+        kept: list[tuple[Task, dict[str, Any]]] = []
 
-        def keep() -> None:
-            kept[:] = [Task.of(model, name, found.classes, preprocess=preprocess)]
+        def keep(record: dict[str, Any]) -> None:
+            kept[:] = [(Task.of(model, name, found.classes, preprocess=preprocess), record)]
 
         groups = parameter_groups(model)
         trained = sum(p.numel() for group in groups for p in group["params"])
@@ -132,22 +118,25 @@ def learn(
         )
     if not kept:
         raise KsmError("interrupted before the first epoch ended: there is nothing to keep")
-    task = kept[0]
-    best = history.epochs[(history.best or 1) - 1]
+    task, best = kept[0]
+    stopped = history.stopped
     metrics: dict[str, Any] = {
         "val": {"accuracy": best["val_accuracy"], "images": len(images["val"])}
     }
     folded = task.on(backbone).to(next(model.parameters()).device)
-    if training.precision != "no":  # the task is used in full precision
-        metrics["val"] = evaluate(folded, images["val"])
-    if len(images["test"]):
-        metrics["test"] = evaluate(folded, images["test"])
+    try:
+        if training.precision != "no":  # the task is used in full precision
+            metrics["val"] = evaluate(folded, images["val"])
+        if len(images["test"]):
+            metrics["test"] = evaluate(folded, images["test"])
+    except KeyboardInterrupt:
+        stopped = "interrupted before the test split was read"
     record = {
         **task.record,
         "training": dataclasses.asdict(training),
         "history": history.epochs,
-        "best_epoch": history.best,
-        "stopped": history.stopped,
+        "best_epoch": best["epoch"],
+        "stopped": stopped,
         "seconds": history.seconds,
         "parameters": trained,
         "images": {split: len(part) for split, part in images.items()},
@@ -155,7 +144,8 @@ def learn(
         "device": str(next(model.parameters()).device),
         "versions": {
             "python": platform.python_version(),
-            **{package: version(package) for package in ("ksm", "torch", "timm")},
+            "ksm": ksm.__version__,
+            **{package: version(package) for package in ("torch", "timm")},
         },
     }
     return dataclasses.replace(task, metrics=metrics, record=record)

@@ -99,8 +99,13 @@ def quantize(fraction: Tensor, levels: int) -> Tensor:
 
 
 def dequantize(level: Tensor, levels: int, dtype: torch.dtype = torch.float32) -> Tensor:
-    """Inverse of `quantize`: integers 0 ... levels - 1 to fractions in [0, 1]."""
-    return level.to(dtype) / (levels - 1)
+    """Inverse of `quantize`: integers 0 ... levels - 1 to fractions in [0, 1].
+
+    The values come from one table made on the CPU: devices divide by a constant differently in the
+    last bit, and a stored mask must be the trained one on all of them.
+    """
+    table = torch.arange(levels, dtype=dtype) / (levels - 1)
+    return table.to(level.device)[level.long()]
 
 
 def off_fraction(

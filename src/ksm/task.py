@@ -20,11 +20,11 @@ from ksm.data.preprocess import Preprocess
 from ksm.errors import KsmError
 from ksm.methods import Method, make
 
-_ATTRIBUTE = "ksm_attached"
+_ATTRIBUTE = "ksm_origin"
 
 
 @dataclass(frozen=True)
-class Attached:
+class Origin:
     """What `add_task` remembers on the model that it made."""
 
     description: Description
@@ -44,7 +44,9 @@ def add_task(
 
     The model shares every tensor of the backbone and owns a mask on each layer, its
     normalisations and a fresh head; only these require gradients. The backbone is only read. The
-    model's tensors are where the backbone's are: move the backbone to a device first.
+    model's tensors are where the backbone's are: move the backbone to a device first. Since they
+    are shared, do not write to the model's frozen tensors (load_state_dict, an optimizer over all
+    parameters); `parameter_groups` has the ones to train. Hooks on the backbone are copied along.
 
     Args:
         classes: number of outputs of the new head, at least 1.
@@ -59,7 +61,7 @@ def add_task(
         raise KsmError(f"classes is {classes}: expected at least 1")
     if isinstance(method, str):
         method = make(method)
-    if isinstance(getattr(backbone, _ATTRIBUTE, None), Attached):
+    if isinstance(getattr(backbone, _ATTRIBUTE, None), Origin):
         raise KsmError(
             "the backbone given is itself a task model; give add_task the backbone it was made from"
         )
@@ -67,26 +69,26 @@ def add_task(
     model = share(backbone)
     replace(model, description.head, new_head(backbone, description.head, classes))
     owned = (*method.attach(model, description.head), description.head)
-    found = Attached(description, fingerprint(backbone, description.head), method, owned)
+    found = Origin(description, fingerprint(backbone, description.head), method, owned)
     setattr(model, _ATTRIBUTE, found)
     return model.train()
 
 
-def attached(model: nn.Module) -> Attached:
+def origin(model: nn.Module) -> Origin:
     """What `add_task` remembered on its model.
 
     Raises:
         KsmError: the model does not come from `add_task`.
     """
     found = getattr(model, _ATTRIBUTE, None)
-    if not isinstance(found, Attached):
+    if not isinstance(found, Origin):
         raise KsmError(f"this {type(model).__name__} is no task model: make one with ksm.add_task")
     return found
 
 
 def parameter_groups(model: nn.Module) -> list[dict[str, Any]]:
     """Groups for a torch optimizer, with the learning rates of the model's method."""
-    return attached(model).method.groups(model)
+    return origin(model).method.groups(model)
 
 
 def task_state(model: nn.Module) -> dict[str, Tensor]:
@@ -94,7 +96,7 @@ def task_state(model: nn.Module) -> dict[str, Tensor]:
 
     Names are `own/QUALIFIED.NAME` and those that the method gives, such as `mask/LAYER/on`.
     """
-    known = attached(model)
+    known = origin(model)
     owned = parameters_of(model, iter(known.owned))
     state = {f"own/{name}": tensor for name, tensor in owned.items()}
     state.update(known.method.pack(model))
@@ -148,7 +150,7 @@ class Task:
         Raises:
             KsmError: not a task model, or another number of classes than its head has.
         """
-        known = attached(model)
+        known = origin(model)
         head = find(model, known.description.head, "head")
         outputs = next(head.parameters()).shape[0]
         if outputs != len(classes):
@@ -174,7 +176,8 @@ class Task:
         """The task as a plain nn.Module in evaluation mode, with `M * W` as its weights.
 
         It shares with the backbone every tensor that the task left alone. Outputs equal, to the
-        bit, those of the model that the task was taken from, in evaluation mode.
+        bit, those of the model that the task was taken from, in evaluation mode and with gradients
+        off (torch's attention takes another path where a weight requires a gradient).
 
         Raises:
             KsmError: the backbone is not the one that the task was learned on, or the task's
@@ -195,6 +198,9 @@ class Task:
             for key, tensor in self.tensors.items():
                 if key.startswith("own/"):
                     _assign(model, key.removeprefix("own/"), tensor)
+            for parameter, _ in model.get_submodule(head).named_parameters(recurse=False):
+                if f"own/{head}.{parameter}" not in self.tensors:
+                    raise KeyError(f"{head}.{parameter} is missing")
             self.method.fold(model, self.tensors)
         except (AttributeError, RuntimeError, KeyError) as error:
             raise KsmError(

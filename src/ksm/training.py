@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.data import DataLoader
 
 from ksm.clone import Held
@@ -117,10 +117,9 @@ class Progress:
 
 @dataclass(frozen=True)
 class History:
-    """What a run did: a record for each epoch, which was best, and whether it was cut short."""
+    """What a run did: a record for each epoch, and whether it was cut short."""
 
     epochs: list[dict[str, Any]]
-    best: int | None
     stopped: str | None
     seconds: float
 
@@ -132,18 +131,19 @@ def fit(
     val: Images,
     settings: Training,
     *,
-    on_best: Callable[[], None],
+    on_best: Callable[[dict[str, Any]], None],
     on_epoch: Callable[[dict[str, Any]], None] = lambda record: None,
     on_step: Callable[[Progress], None] = lambda progress: None,
 ) -> History:
     """Train with Adam and keep the epoch that is best on `val`.
 
     Better is a higher validation accuracy, or the same with a lower loss. Ctrl-C ends the run
-    after the step at hand, as the settings' patience does.
+    at once, what was best stays; the settings' patience ends it after an epoch.
 
     Args:
         groups: parameter groups with their learning rates.
-        on_best: called when the model is the best so far, in evaluation mode.
+        on_best: called with the epoch's record when the model is the best so far, in evaluation
+            mode.
         on_epoch: called with each epoch's record.
 
     Raises:
@@ -158,6 +158,10 @@ def fit(
     if known != settings.precision:
         AcceleratorState._reset_state()  # accelerate keeps a process to its first precision
     accelerator = Accelerator(mixed_precision=settings.precision)
+    if accelerator.num_processes > 1:
+        raise KsmError("training in several processes is not supported: start one process")
+    if settings.precision == "fp16" and accelerator.device.type == "cpu":
+        raise KsmError("precision fp16 needs an accelerator; on the CPU take no or bf16")
     generator = torch.Generator().manual_seed(settings.seed)
     loader: Any = DataLoader(
         train,
@@ -188,6 +192,11 @@ def fit(
             seen, epoch_began, shown = 0, time.perf_counter(), 0.0
             for step, (pixels, label) in enumerate(loader):
                 outputs = prepared(normalise(pixels, train.preprocess))
+                if not isinstance(outputs, Tensor):
+                    raise KsmError(
+                        f"{type(model).__name__} gives a {type(outputs).__name__} in training: "
+                        "expected a tensor; turn its auxiliary outputs off"
+                    )
                 loss = functional.cross_entropy(
                     outputs.float(), label, weight, label_smoothing=settings.label_smoothing
                 )
@@ -215,6 +224,11 @@ def fit(
             prepared.eval()
             settle(prepared, train, settings.batch, settings.settle, generator)
             found = evaluate(prepared, val)
+            if not math.isfinite(found["loss"]):
+                raise KsmError(
+                    f"the validation loss is {found['loss']} in epoch {epoch + 1}: lower the "
+                    "learning rates"
+                )
             record = {
                 "epoch": epoch + 1,
                 "loss": total.item() / seen,
@@ -225,8 +239,8 @@ def fit(
             }
             key = (found["accuracy"], -found["loss"])
             if best is None or key > best:
+                on_best(record)
                 best, best_epoch = key, epoch + 1
-                on_best()
             records.append(record)
             on_epoch(record)
             if settings.patience and best_epoch and epoch + 1 - best_epoch >= settings.patience:
@@ -234,8 +248,12 @@ def fit(
                 break
     except KeyboardInterrupt:
         stopped = "interrupted"
+    except torch.OutOfMemoryError as error:
+        raise KsmError(
+            f"out of memory on {accelerator.device}: lower the batch or the size of the images"
+        ) from error
     accelerator.free_memory()
-    return History(records, best_epoch, stopped, time.perf_counter() - began)
+    return History(records, stopped, time.perf_counter() - began)
 
 
 @torch.no_grad()
@@ -247,11 +265,15 @@ def settle(
     While a model changes, its running averages lag behind it; masks that switch whole kernels make
     that lag large. Wu and Johnson (arXiv 2105.07576) call the remedy precise BatchNorm. The model
     is in evaluation mode before and after; norms whose statistics are frozen are left alone.
+
+    Args:
+        batch, batches: images a batch, and how many batches at most.
+        generator: draws the images.
     """
     norms = [
         module
         for module in model.modules()
-        if isinstance(module, _NormBase)
+        if isinstance(module, _BatchNorm)
         and module.running_mean is not None
         and not isinstance(module, Held)
     ]

@@ -27,7 +27,7 @@ class Description:
     preprocess: Preprocess = field(default=IMAGENET)
 
 
-def attach(backbone: nn.Module, description: Description) -> nn.Module:
+def remember(backbone: nn.Module, description: Description) -> nn.Module:
     """Keep a description on a backbone that ksm itself built."""
     setattr(backbone, _ATTRIBUTE, description)
     return backbone
@@ -75,7 +75,7 @@ def new_head(backbone: nn.Module, name: str, classes: int) -> nn.Module:
             "another with head=..."
         )
     where = next(iter(backbone.parameters()), torch.empty(0))
-    return new.to(where.device)
+    return new.to(where.device, where.dtype)
 
 
 def fingerprint(backbone: nn.Module, head: str) -> str:

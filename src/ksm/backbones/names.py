@@ -12,11 +12,17 @@ from typing import Any
 from torch import nn
 
 from ksm import _torchvision as _torchvision
-from ksm.backbones.describe import Description, attach, describe
+from ksm.backbones.describe import Description, describe, remember
 from ksm.backbones.packaged import PACKAGED
 from ksm.errors import KsmError
 
 DEFAULT = "mobilenetv2"
+
+
+def is_reference(name: str) -> bool:
+    """Whether a backbone's name is `package.module:function`, whose use runs a user's code."""
+    source, colon, _ = name.partition(":")
+    return bool(colon) and source not in ("timm", "torchvision")
 
 
 def backbone(name: str = DEFAULT, pretrained: bool = True) -> nn.Module:
@@ -32,13 +38,13 @@ def backbone(name: str = DEFAULT, pretrained: bool = True) -> nn.Module:
         KsmError: the name is not known, or the weights cannot be had.
     """
     source, colon, rest = name.partition(":")
-    if colon and source not in ("timm", "torchvision"):
+    if is_reference(name):
         module = _users(source, rest)
-        return attach(module, _renamed(describe(module), name)).eval()
+        return remember(module, _renamed(describe(module), name)).eval()
     if not colon and name in PACKAGED:
         packaged = PACKAGED[name]
         description = Description(name, packaged.head, packaged.preprocess)
-        return attach(packaged.build(pretrained), description).eval()
+        return remember(packaged.build(pretrained), description).eval()
 
     import timm
     import torchvision.models
@@ -47,11 +53,11 @@ def backbone(name: str = DEFAULT, pretrained: bool = True) -> nn.Module:
     if source != "torchvision" and timm.is_model(bare):
         build: Callable[..., Any] = timm.create_model
         module = _load(name, lambda: build(bare, pretrained=pretrained))
-        return attach(module, _renamed(describe(module), name)).eval()
+        return remember(module, _renamed(describe(module), name)).eval()
     if source != "timm" and bare in torchvision.models.list_models():
         weights = "DEFAULT" if pretrained else None
         module = _load(name, lambda: torchvision.models.get_model(bare, weights=weights))
-        return attach(module, _renamed(describe(module), name)).eval()
+        return remember(module, _renamed(describe(module), name)).eval()
 
     known = [*PACKAGED, *timm.list_models(), *torchvision.models.list_models()]
     near = difflib.get_close_matches(bare, known, n=3)

@@ -31,12 +31,14 @@ class Folder:
         root: the folder named by the user.
         classes: class names, sorted.
         splits: for each split its images with the class index; a split can be empty.
+        others: files in the class folders whose names are no image's, left out.
         warnings: what a person should know, a line each.
     """
 
     root: Path
     classes: tuple[str, ...]
     splits: dict[str, list[Sample]]
+    others: tuple[Path, ...] = field(default=())
     warnings: tuple[str, ...] = field(default=())
 
 
@@ -74,7 +76,19 @@ def scan(root: str | os.PathLike[str]) -> Folder:
             f"{root}: {len(splits['train'])} images leave none to validate with: "
             "add images, or make train and val folders"
         )
-    return Folder(root, classes, splits, tuple(_warnings(classes, splits, hashes)))
+    others = tuple(
+        path
+        for parent in given.values() or [root]
+        for name in classes
+        if (parent / name).is_dir()
+        for path in _files(parent / name)
+        if path.suffix.lower() not in EXTENSIONS
+    )
+    warnings = _warnings(classes, splits, hashes)
+    if others:
+        names = _list(sorted({path.name for path in others}))
+        warnings.append(f"{len(others)} files are left out, their names are no image's ({names})")
+    return Folder(root, classes, splits, others, tuple(warnings))
 
 
 def scan_labelled(root: str | os.PathLike[str], classes: tuple[str, ...]) -> list[Sample]:
@@ -166,7 +180,11 @@ def _subfolders(folder: Path) -> list[Path]:
 
 
 def _images(folder: Path) -> list[Path]:
-    """Image files below a folder, also behind links, but no folder twice: links can make loops."""
+    return [path for path in _files(folder) if path.suffix.lower() in EXTENSIONS]
+
+
+def _files(folder: Path) -> list[Path]:
+    """Files below the folder, each real folder visited once, without hidden ones and pipes."""
     real = Path(os.path.realpath(folder))
     seen = {real, *real.parents}
     found: list[Path] = []
@@ -179,11 +197,7 @@ def _images(folder: Path) -> list[Path]:
                 deeper.append(name)
         folders[:] = deeper
         paths = [Path(parent, name) for name in sorted(files) if not name.startswith(".")]
-        found += [
-            path
-            for path in paths
-            if path.suffix.lower() in EXTENSIONS and not (path.is_fifo() or path.is_char_device())
-        ]
+        found += [path for path in paths if not (path.is_fifo() or path.is_char_device())]
     return found
 
 

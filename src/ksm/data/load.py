@@ -23,7 +23,7 @@ Augment = Literal["none", "flip", "crop", "crop+flip"]
 AUGMENTS: tuple[Augment, ...] = get_args(Augment)
 
 MEMORY = 4 * 1024**3
-"""Bytes of decoded images that are kept; images past that are decoded at each use."""
+"""Bytes of decoded images that a run keeps; images past that are decoded at each use."""
 
 
 @dataclass(frozen=True)
@@ -68,6 +68,11 @@ class Images(Dataset[tuple[Tensor, int]]):
             steps.append(v2.RandomHorizontalFlip())
         self._cut = v2.Compose(steps)
 
+    @property
+    def held(self) -> int:
+        """Bytes of the decoded images that are kept."""
+        return sum(pixels.numel() for pixels in self.decoded if pixels is not None)
+
     def __len__(self) -> int:
         return len(self.samples)
 
@@ -89,11 +94,13 @@ def load(
     min_area: float = 0.8,
     strict: bool = False,
     on_image: Callable[[], None] | None = None,
+    memory: int = MEMORY,
 ) -> Images:
     """Decode every image once, in threads; what cannot be read is skipped and listed.
 
     Args:
         on_image: called after each image.
+        memory: bytes of decoded images to keep at most.
 
     Raises:
         KsmError: `strict` and an image cannot be read, or none can.
@@ -121,7 +128,7 @@ def load(
                 continue
             held += found.numel()
             kept.append(sample)
-            decoded.append(found if held <= MEMORY else None)
+            decoded.append(found if held <= memory else None)
     if samples and not kept:
         raise KsmError(
             f"none of {len(samples)} images can be read; {skipped[0].path}: {skipped[0].reason}"

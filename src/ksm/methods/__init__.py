@@ -35,7 +35,8 @@ def make(name: str, recipe: str = "default", **settings: Any) -> Method:
                 f"method {name} has no setting {key!r}: expected one of {', '.join(fields)}"
             )
         if not _fits(value, fields[key].default):
-            expected = type(fields[key].default).__name__
+            default = fields[key].default
+            expected = "name or list of names" if default is None else type(default).__name__
             raise KsmError(f"setting {key} of method {name} is {value!r}: expected a {expected}")
     if recipe == "released":
         if not issubclass(kind, KSM):

@@ -96,7 +96,12 @@ class KSM(Method):
                 f"no layer to mask: target_modules {self.target_modules!r} with mask_from "
                 f"{self.mask_from!r} fits no convolution or Linear of {type(model).__name__}"
             )
-        for module in targets.values():
+        for name, module in targets.items():
+            if parametrize.is_parametrized(module, "weight"):
+                raise KsmError(
+                    f"the weight of {name} is parametrized already: fold it into a plain weight, "
+                    "or leave the layer out with target_modules"
+                )
             parametrize.register_parametrization(
                 module, "weight", SoftMask(module, self), unsafe=True
             )

@@ -1,0 +1,29 @@
+"""Who wants to see a run."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ksm.data.folder import Folder
+    from ksm.data.load import Skipped
+    from ksm.training import Progress
+
+
+class Watcher:
+    """Is told how learning goes on; here every verb does nothing."""
+
+    def scanned(self, folder: Folder, epochs: int) -> None:
+        """The images were found; so many epochs follow."""
+
+    def image(self) -> None:
+        """One more image was decoded."""
+
+    def skipped(self, files: list[Skipped]) -> None:
+        """All images were decoded but these."""
+
+    def step(self, progress: Progress) -> None:
+        """A training step is done."""
+
+    def epoch(self, record: dict[str, Any]) -> None:
+        """An epoch is done and validated."""
