@@ -3,10 +3,10 @@
     python benchmarks/controls.py [--processes 2]      # make bench
 
 Two domains, 1,500 training images each, 80 pixels, 8 epochs, ResNet-50 1by2. The validation split
-selects each run's epoch, and, on seed 0, the learning rate of norms and head: out of three for each
-control, out of two for ksm. Seeds 1 and 2 then run with what was selected. Each cell (domain,
-variant, seed) is a JSON file in results/controls; a stopped run goes on where it was. At the end the
-table and the paired differences are written to results/controls.md.
+selects each run's epoch, and, on seed 0, the learning rate of norms and head: out of three for
+each control, out of two for ksm. Seeds 1 and 2 then run with what was selected. Each cell (domain,
+variant, seed) is a JSON file in results/controls; a stopped run goes on where it was. At the end
+the table and the paired differences are written to results/controls.md.
 """
 
 import argparse

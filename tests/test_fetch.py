@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -169,12 +170,18 @@ def test_pypi_gives_a_package() -> None:
     assert (fetch(PyPI("six", "1.17.0", sha256)) / "six.py").is_file()
 
 
+needs_npm = pytest.mark.skipif(shutil.which("npm") is None, reason="npm is not installed")
+needs_apt = pytest.mark.skipif(shutil.which("apt-get") is None, reason="apt-get is not here")
+
+
+@needs_npm
 @pytest.mark.registry
 def test_npm_gives_a_package() -> None:
     sha256 = "13c23b3f1f3a5c146b8906e23c8e674f8e4a6ff44b77720e1d4bddb7b2caf312"
     assert (fetch(Npm("is-odd", "3.0.1", sha256)) / "package/package.json").is_file()
 
 
+@needs_apt
 @pytest.mark.registry
 def test_debian_gives_a_package_with_its_version() -> None:
     folder = fetch(Debian("fonts-kaushanscript"))
@@ -182,6 +189,7 @@ def test_debian_gives_a_package_with_its_version() -> None:
     assert (folder / "VERSION").read_text().strip()
 
 
+@needs_npm
 @pytest.mark.registry
 def test_a_version_that_does_not_exist_is_told(cache: Path) -> None:
     with pytest.raises(KsmError, match=r"npm could not get npm is-odd 999\.0\.0: .*No matching"):
