@@ -110,6 +110,17 @@ def test_an_interrupt_while_the_best_is_kept_loses_nothing(colours, monkeypatch)
     assert kept["val_accuracy"] == task.metrics["val"]["accuracy"]
 
 
+def test_the_history_has_every_epoch_that_can_be_kept():
+    def interrupt(record):
+        raise KeyboardInterrupt  # as one that lands just after the task was taken
+
+    model = ksm.add_task(tiny(), 3)
+    groups = ksm.parameter_groups(model)
+    training = Training(epochs=2, batch=8)
+    history = fit(model, groups, images_of(16), images_of(5), training, on_best=interrupt)
+    assert history.stopped == "interrupted" and len(history.epochs) == 1
+
+
 def test_an_interrupt_at_the_test_split_keeps_the_task(colours, monkeypatch):
     def interrupt(model, images):
         raise KeyboardInterrupt

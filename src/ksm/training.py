@@ -147,7 +147,8 @@ def fit(
         on_epoch: called with each epoch's record.
 
     Raises:
-        KsmError: fewer than two training images, or a loss that is not finite.
+        KsmError: fewer than two training images, a loss that is not finite, an output that is no
+            tensor, a precision that the device lacks, several processes, or no memory left.
     """
     from accelerate import Accelerator
     from accelerate.state import AcceleratorState
@@ -238,10 +239,10 @@ def fit(
                 "seconds": time.perf_counter() - began,
             }
             key = (found["accuracy"], -found["loss"])
+            records.append(record)
             if best is None or key > best:
                 on_best(record)
                 best, best_epoch = key, epoch + 1
-            records.append(record)
             on_epoch(record)
             if settings.patience and best_epoch and epoch + 1 - best_epoch >= settings.patience:
                 stopped = f"no better validation accuracy for {settings.patience} epochs"
