@@ -11,7 +11,7 @@ from torch.utils.checkpoint import checkpoint
 
 from ksm import KSM, Bank, Task, add_task, parameter_groups
 from ksm.backbones import fingerprint
-from ksm.methods.ksm import soft_masks
+from ksm.methods._masked import layer_masks
 from ksm.task import origin
 
 BACKBONES = {
@@ -40,7 +40,7 @@ def with_masks(backbone, classes, seed):
     torch.manual_seed(seed)
     model = add_task(backbone, classes)
     with torch.no_grad():
-        for _, soft in soft_masks(model):
+        for _, soft in layer_masks(model):
             soft.score.copy_(5e-3 + 5e-3 * torch.randn_like(soft.score) + 3e-3)
     return model
 
@@ -86,7 +86,7 @@ def test_two_tasks_train_save_reload_and_switch(name, tmp_path):
     for task_name in "aba":
         found = bank.load(task_name).on(backbone)
         assert type(found) is type(backbone)
-        assert not list(soft_masks(found)) and not any(p.requires_grad for p in found.parameters())
+        assert not list(layer_masks(found)) and not any(p.requires_grad for p in found.parameters())
         assert torch.equal(found(inputs()), expected[task_name]), task_name
         found.train()
         found(inputs())  # a user's mistake must not reach the backbone either
@@ -104,7 +104,7 @@ def test_masks_norms_and_head_train_and_nothing_else(name):
     moved = {n for n, value in own.items() if not torch.equal(value, model.get_parameter(n))}
     # A bias before BatchNorm or softmax has no gradient but rounding noise; all else must move.
     assert len(moved) >= 0.95 * len(own)
-    masked = [n for n, _ in soft_masks(model)]
+    masked = [n for n, _ in layer_masks(model)]
     head = origin(model).description.head
     can = [n for n, m in backbone.named_modules() if isinstance(m, (nn.Conv2d, nn.Linear))]
     assert sorted(masked) == sorted(n for n in can if n != head)

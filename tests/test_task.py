@@ -20,7 +20,7 @@ from ksm import (
 from ksm.backbones import describe, fingerprint
 from ksm.clone import hold, is_norm, share
 from ksm.methods import METHODS, make
-from ksm.methods.ksm import soft_masks
+from ksm.methods._masked import layer_masks
 
 
 class Small(nn.Module):
@@ -129,7 +129,7 @@ def test_trunk_before_mask_from_is_untouched():
     backbone = timm.create_model("resnet18").eval()
     method = KSM(mask_from="layer3")
     model = add_task(backbone, 4, method=method)
-    names = [name for name, _ in soft_masks(model)]
+    names = [name for name, _ in layer_masks(model)]
     assert names and all(name.startswith(("layer3", "layer4")) for name in names)
     own = [name for name, p in model.named_parameters() if p.requires_grad]
     assert all(name.startswith(("layer3", "layer4", "fc")) for name in own)
@@ -147,7 +147,7 @@ def test_trunk_before_mask_from_is_untouched():
 
 def test_mask_can_start_inside_a_stage():
     model = add_task(timm.create_model("resnet18"), 4, method=KSM(mask_from="layer4.1"))
-    assert {name.split(".conv")[0] for name, _ in soft_masks(model)} == {"layer4.1"}
+    assert {name.split(".conv")[0] for name, _ in layer_masks(model)} == {"layer4.1"}
 
 
 @pytest.mark.parametrize(
@@ -163,7 +163,7 @@ def test_target_modules_by_suffix_and_by_regex(targets, expected):
     backbone.layer2 = backbone.layer3 = backbone.layer4 = nn.Identity()
     backbone.fc = nn.Linear(64, 3)
     model = add_task(backbone, 3, method=KSM(target_modules=targets))
-    assert {name for name, _ in soft_masks(model)} == expected
+    assert {name for name, _ in layer_masks(model)} == expected
 
 
 def test_heads():
@@ -257,7 +257,7 @@ def test_user_errors(backbone):
         (lambda: add_task(model, 2), "is itself a task model"),
         (lambda: parameter_groups(backbone), "is no task model"),
         (lambda: Task.of(model, "t", ["a", "b", "c"]), "3 class names for a head with 2"),
-        (lambda: add_task(backbone, 2, method="nope"), "expected one of ksm, bn, probe"),
+        (lambda: add_task(backbone, 2, method="nope"), "expected one of ksm, piggyback, bn"),
         (lambda: add_task(backbone, 2, method=KSM(target_modules="x")), "no layer to mask"),
         (lambda: add_task(backbone, 2, method=KSM(target_modules="(")), "not a valid regex"),
         (lambda: add_task(backbone, 2, method=KSM(mask_from="x")), "no module named 'x'"),
@@ -308,7 +308,7 @@ def test_two_tasks_trained_in_turn_do_not_meet(backbone):
 def test_every_scaling_and_level_reloads_to_the_bit(backbone, scaling, levels):
     model = add_task(backbone, 3, method=KSM(scaling=scaling, levels=levels, noise=True))
     with torch.no_grad():
-        for _, soft in soft_masks(model):
+        for _, soft in layer_masks(model):
             soft.score.copy_(5e-3 + 1e-2 * torch.randn_like(soft.score))
     model.eval()
     task = Task.of(model, "t", ["a", "b", "c"])
@@ -327,7 +327,7 @@ def test_released_settings():
     assert (found.beta, found.tau, found.temperature, found.alpha) == (1200.0, 5e-3, 100.0, 0.5)
     assert (found.lr, found.score_lr, found.start) == (2e-4, 2e-4, 1e-2)
     assert (found.scaling, found.granularity, found.noise) == ("released", "kernel", False)
-    schedule = Training.released(seed=3)
+    schedule = Training.released(KSM, seed=3)
     assert (schedule.epochs, schedule.batch, schedule.warmup, schedule.seed) == (30, 32, 0.0, 3)
 
 

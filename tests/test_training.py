@@ -16,6 +16,7 @@ from ksm.clone import share
 from ksm.data.folder import scan
 from ksm.data.load import Images, load, normalise
 from ksm.evaluation import evaluate
+from ksm.methods import Phase
 from ksm.plot import curves
 from ksm.training import cosine, fit, settle
 from ksm.watch import Watcher
@@ -26,6 +27,10 @@ QUICK = Training(epochs=3, batch=8)
 def learn(folder, backbone=None, **settings):
     arguments = {"name": "t", "training": QUICK, "size": 32} | settings
     return ksm.learn(backbone or tiny(), folder, **arguments)
+
+
+def phase(model, epochs=1):
+    return Phase("train", epochs, ksm.parameter_groups(model))
 
 
 def images_of(count, classes=3, size=32):
@@ -80,22 +85,22 @@ def test_validation_selects_the_epoch(colours, monkeypatch):
         return {"accuracy": accuracy, "loss": loss}
 
     monkeypatch.setattr(training, "evaluate", pretend)
-    kept, real = [], ksm.learning.Task.of
+    kept, real = [], ksm.learning.snapshot
 
-    def spy(*arguments, **settings):
-        kept.append(real(*arguments, **settings))
+    def spy(model):
+        kept.append(real(model))
         return kept[-1]
 
-    monkeypatch.setattr(ksm.learning.Task, "of", spy)
+    monkeypatch.setattr(ksm.learning, "snapshot", spy)
     task = learn(colours, training=Training(epochs=4, batch=8))
     assert task.record["best_epoch"] == 3  # the loss decides between equal accuracies
     assert task.metrics["val"]["accuracy"] == 0.75
-    assert len(kept) == 3 and task.tensors is kept[-1].tensors
-    assert not torch.equal(kept[1].tensors["own/fc.weight"], task.tensors["own/fc.weight"])
+    assert len(kept) == 3 and torch.equal(kept[-1]["fc.weight"], task.tensors["own/fc.weight"])
+    assert not torch.equal(kept[1]["fc.weight"], task.tensors["own/fc.weight"])
 
 
 def test_an_interrupt_while_the_best_is_kept_loses_nothing(colours, monkeypatch):
-    real, calls = ksm.learning.Task.of, []
+    real, calls = ksm.learning.snapshot, []
 
     def interrupted(*arguments, **settings):
         calls.append(1)
@@ -103,7 +108,7 @@ def test_an_interrupt_while_the_best_is_kept_loses_nothing(colours, monkeypatch)
             raise KeyboardInterrupt
         return real(*arguments, **settings)
 
-    monkeypatch.setattr(ksm.learning.Task, "of", interrupted)
+    monkeypatch.setattr(ksm.learning, "snapshot", interrupted)
     task = learn(colours, training=Training(epochs=9, batch=8))
     assert task.record["stopped"] == "interrupted" and task.record["best_epoch"] >= 1
     kept = task.record["history"][task.record["best_epoch"] - 1]
@@ -115,9 +120,8 @@ def test_the_history_has_every_epoch_that_can_be_kept():
         raise KeyboardInterrupt  # as one that lands just after the task was taken
 
     model = ksm.add_task(tiny(), 3)
-    groups = ksm.parameter_groups(model)
-    training = Training(epochs=2, batch=8)
-    history = fit(model, groups, images_of(16), images_of(5), training, on_best=interrupt)
+    training = Training(batch=8)
+    history = fit(model, phase(model, 2), images_of(16), images_of(5), training, on_best=interrupt)
     assert history.stopped == "interrupted" and len(history.epochs) == 1
 
 
@@ -175,7 +179,7 @@ def test_interrupted_runs_keep_the_best_so_far(colours):
     task = learn(colours, watcher=Interrupting(2))
     assert task.record["stopped"] == "interrupted" and len(task.record["history"]) == 2
     assert task.metrics["test"]["images"] > 0
-    with pytest.raises(KsmError, match="interrupted before the first epoch ended"):
+    with pytest.raises(KsmError, match="interrupted before there was anything to keep"):
         learn(colours, watcher=Interrupting(0))
 
 
@@ -194,12 +198,11 @@ def test_a_loss_that_is_not_finite_ends_the_run(colours):
 
 def test_one_image_left_over_does_not_reach_batchnorm():
     model = ksm.add_task(tiny(), 3)
-    groups = ksm.parameter_groups(model)
-    training = Training(epochs=1, batch=8)
-    history = fit(model, groups, images_of(17), images_of(5), training, on_best=lambda record: None)
+    training = Training(batch=8)
+    history = fit(model, phase(model), images_of(17), images_of(5), training, on_best=print)
     assert len(history.epochs) == 1
     with pytest.raises(KsmError, match="1 training images: expected at least 2"):
-        fit(model, groups, images_of(1), images_of(5), training, on_best=lambda record: None)
+        fit(model, phase(model), images_of(1), images_of(5), training, on_best=print)
 
 
 def test_balance_and_label_smoothing_change_the_loss(monkeypatch):
@@ -218,10 +221,10 @@ def test_balance_and_label_smoothing_change_the_loss(monkeypatch):
     train.samples[:] = [(None, label) for label in [0] * 6 + [1] * 4 + [2] * 2]
     fit(
         model,
-        ksm.parameter_groups(model),
+        phase(model),
         train,
         images_of(6),
-        Training(epochs=1, batch=12, balance=True, label_smoothing=0.1),
+        Training(batch=12, balance=True, label_smoothing=0.1),
         on_best=lambda record: None,
     )
     weight, smoothing = seen[0]

@@ -57,7 +57,9 @@ def learn(
     ],
     bank: BankOption = BANK,
     backbone: BackboneOption = None,
-    method: Annotated[str, typer.Option(help="ksm, bn or probe.")] = "ksm",
+    method: Annotated[
+        str, typer.Option(help="ksm, piggyback, bn, probe, random-mask, finetune or scratch.")
+    ] = "ksm",
     recipe: Annotated[
         str, typer.Option(help="default, or released: the paper's settings and 30 epochs.")
     ] = "default",
@@ -114,10 +116,10 @@ def learn(
         "seed": seed,
     }
     given = {key: value for key, value in wanted.items() if value is not None}
-    training = Training.released(**given) if recipe == "released" else Training(**given)
     console = Console(stderr=True, soft_wrap=True)
     settings = _settings(set_ or [])
     chosen = make(method, recipe, **settings)
+    training = Training.released(chosen, **given) if recipe == "released" else Training(**given)
     log = Bank(bank).path(name).with_suffix(".log.jsonl")
     with Display(console, log) as display:
         module = load_backbone(DEFAULT if backbone is None else backbone)

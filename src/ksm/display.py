@@ -47,6 +47,7 @@ class Display(Watcher):
         )
         self._reading: TaskID | None = None
         self._training: TaskID | None = None
+        self._phase = ""
 
     def __enter__(self) -> Display:
         self.bars.start()
@@ -85,12 +86,15 @@ class Display(Watcher):
 
     def step(self, progress: Progress) -> None:
         p = progress
-        if self._training is None:
+        if self._training is None or p.phase != self._phase:
+            if self._training is not None:
+                self.bars.remove_task(self._training)
             self._training = self.bars.add_task("", total=p.epochs * p.steps, text="")
+            self._phase = p.phase
         best = "" if p.val_accuracy is None else f"  best val {100 * p.val_accuracy:.1f} %"
         self.bars.update(
             self._training,
-            description=f"epoch {p.epoch + 1}/{p.epochs}",
+            description=f"{p.phase} epoch {p.epoch + 1}/{p.epochs}",
             completed=p.epoch * p.steps + p.step + 1,
             text=f"{p.images_per_second:.0f} images/s  loss {p.loss:.3f}{best}  "
             f"{clock(p.seconds_left)} left",

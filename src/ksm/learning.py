@@ -5,11 +5,13 @@ from __future__ import annotations
 import dataclasses
 import os
 import platform
+from collections.abc import Mapping
+from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 import ksm
 from ksm.backbones import Description, describe
@@ -20,7 +22,7 @@ from ksm.data.preprocess import Preprocess
 from ksm.errors import KsmError
 from ksm.evaluation import evaluate
 from ksm.methods import Method, make
-from ksm.task import Task, add_task, parameter_groups
+from ksm.task import Task, add_task, origin, restore, snapshot
 from ksm.training import Training, fit
 from ksm.watch import Watcher
 
@@ -35,7 +37,7 @@ def learn(
     size: int | None = None,
     crop: float = 1.0,
     head: str | None = None,
-    limit: int | None = None,
+    limit: int | Mapping[str, int] | None = None,
     strict: bool = False,
     watcher: Watcher | None = None,
 ) -> Task:
@@ -52,7 +54,8 @@ def learn(
         crop: share of the short side that is seen; 1: all of it. ImageNet's habit of 0.875 cuts
             off the border, which costs much where the object fills the picture.
         head: see `ksm.add_task`.
-        limit: use at most so many training images, the same ones at each run.
+        limit: use at most so many training images, the same ones at each run; or a number for
+            each of the splits `train`, `val` and `test`.
         strict: an unreadable image is an error.
 
     Raises:
@@ -75,7 +78,8 @@ def learn(
         raise KsmError(f"size is {preprocess.size}: expected 16 to 4096 pixels")
     if not 0 < crop <= 1:
         raise KsmError(f"crop is {crop}: expected a value from 0 to 1")
-    chosen = {**found.splits, "train": _limited(found, limit)}
+    limits = {"train": limit} if isinstance(limit, int) else limit or {}
+    chosen = {split: _limited(found, split, limits.get(split)) for split in found.splits}
     watcher.scanned(
         dataclasses.replace(found, splits=chosen), training.epochs_for(len(chosen["train"]))
     )
@@ -99,27 +103,10 @@ def learn(
         torch.manual_seed(training.seed)
         model = add_task(backbone, len(found.classes), method=method, head=head)
         _check_outputs(model, len(found.classes), preprocess, describe(backbone, head))
-        kept: list[tuple[Task, dict[str, Any]]] = []
-
-        def keep(record: dict[str, Any]) -> None:
-            kept[:] = [(Task.of(model, name, found.classes, preprocess=preprocess), record)]
-
-        groups = parameter_groups(model)
-        trained = sum(p.numel() for group in groups for p in group["params"])
-        history = fit(
-            model,
-            groups,
-            images["train"],
-            images["val"],
-            training,
-            on_best=keep,
-            on_epoch=watcher.epoch,
-            on_step=watcher.step,
-        )
-    if not kept:
-        raise KsmError("interrupted before the first epoch ended: there is nothing to keep")
-    task, best = kept[0]
-    stopped = history.stopped
+        trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+        run = _train(model, images, training, watcher)
+        task = Task.of(model, name, found.classes, preprocess=preprocess)
+    best, stopped = run.best, run.stopped
     metrics: dict[str, Any] = {
         "val": {"accuracy": best["val_accuracy"], "images": len(images["val"])}
     }
@@ -134,10 +121,10 @@ def learn(
     record = {
         **task.record,
         "training": dataclasses.asdict(training),
-        "history": history.epochs,
+        "history": run.epochs,
         "best_epoch": best["epoch"],
         "stopped": stopped,
-        "seconds": history.seconds,
+        "seconds": run.seconds,
         "parameters": trained,
         "images": {split: len(part) for split, part in images.items()},
         "skipped": len(skipped),
@@ -151,9 +138,79 @@ def learn(
     return dataclasses.replace(task, metrics=metrics, record=record)
 
 
-def _limited(folder: Folder, limit: int | None) -> list[Sample]:
-    """At most `limit` training samples, spread evenly over the list, which is sorted by class."""
-    samples = folder.splits["train"]
+@dataclass(frozen=True)
+class Run:
+    """What training did: a record for each epoch, the one that was kept, and how it ended."""
+
+    epochs: list[dict[str, Any]]
+    best: dict[str, Any]
+    stopped: str | None
+    seconds: float
+
+
+def _train(
+    model: nn.Module, images: dict[str, Images], training: Training, watcher: Watcher
+) -> Run:
+    """Go through the phases of the model's method; the model ends as the task.
+
+    Raises:
+        KsmError: as `ksm.training.fit`, or interrupted before there was anything to keep.
+    """
+    known = origin(model)
+    course = known.method.phases(
+        model, known.description.head, training.epochs_for(len(images["train"]))
+    )
+    epochs: list[dict[str, Any]] = []
+    bests: list[dict[str, Any] | None] = []
+    stopped: str | None = None
+    seconds = 0.0
+    try:
+        phase = next(course)
+        while True:
+            kept: list[tuple[dict[str, Tensor], dict[str, Any]]] = []
+
+            def keep(record: dict[str, Any], into: list[Any] = kept) -> None:
+                into[:] = [(snapshot(model), record)]
+
+            history = fit(
+                model,
+                phase,
+                images["train"],
+                images["val"],
+                training,
+                done=len(epochs),
+                on_best=keep,
+                on_epoch=watcher.epoch,
+                on_step=watcher.step,
+            )
+            epochs += history.epochs
+            seconds += history.seconds
+            stopped = history.stopped or stopped
+            state, best = kept[0] if kept else (None, None)
+            bests.append(best)
+            if state is not None:
+                restore(model, state)
+            if history.stopped == "interrupted":
+                if not phase.keeps:
+                    course.throw(KeyboardInterrupt())
+                break
+            assert best is not None
+            phase = course.send(best["val_accuracy"])
+        last = len(bests) - 1
+    except StopIteration as end:
+        last = end.value
+    except KeyboardInterrupt:
+        last = len(bests)
+    best = bests[last] if last < len(bests) else None
+    if best is None:
+        raise KsmError("interrupted before there was anything to keep")
+    model.eval()
+    return Run(epochs, best, stopped, seconds)
+
+
+def _limited(folder: Folder, split: str, limit: int | None) -> list[Sample]:
+    """At most `limit` samples, spread evenly over the list, which is sorted by class."""
+    samples = folder.splits[split]
     if limit is None or limit >= len(samples):
         return samples
     if limit < len(folder.classes):
@@ -161,7 +218,9 @@ def _limited(folder: Folder, limit: int | None) -> list[Sample]:
             f"limit is {limit}: expected at least {len(folder.classes)}, an image a class"
         )
     chosen = [samples[i * len(samples) // limit] for i in range(limit)]
-    if missing := {label for _, label in samples} - {label for _, label in chosen}:
+    if split == "train" and (
+        missing := {label for _, label in samples} - {label for _, label in chosen}
+    ):
         name = folder.classes[min(missing)]
         raise KsmError(f"limit {limit} leaves no training image of class {name!r}: raise it")
     return chosen

@@ -25,12 +25,18 @@ _ATTRIBUTE = "ksm_origin"
 
 @dataclass(frozen=True)
 class Origin:
-    """What `add_task` remembers on the model that it made."""
+    """What `add_task` remembers on the model that it made.
+
+    Args:
+        owned: names of the modules whose direct tensors the task stores as they are.
+        shared: names, in the model's state, of the tensors that are the backbone's.
+    """
 
     description: Description
     fingerprint: str
     method: Method
     owned: tuple[str, ...]
+    shared: frozenset[str]
 
 
 def add_task(
@@ -69,7 +75,9 @@ def add_task(
     model = share(backbone)
     replace(model, description.head, new_head(backbone, description.head, classes))
     owned = (*method.attach(model, description.head), description.head)
-    found = Origin(description, fingerprint(backbone, description.head), method, owned)
+    theirs = {tensor.data_ptr() for tensor in backbone.state_dict().values()}
+    shared = frozenset(k for k, t in model.state_dict().items() if t.data_ptr() in theirs)
+    found = Origin(description, fingerprint(backbone, description.head), method, owned, shared)
     setattr(model, _ATTRIBUTE, found)
     return model.train()
 
@@ -88,7 +96,19 @@ def origin(model: nn.Module) -> Origin:
 
 def parameter_groups(model: nn.Module) -> list[dict[str, Any]]:
     """Groups for a torch optimizer, with the learning rates of the model's method."""
-    return origin(model).method.groups(model)
+    known = origin(model)
+    return known.method.groups(model, known.description.head)
+
+
+def snapshot(model: nn.Module) -> dict[str, Tensor]:
+    """Copies of all tensors of a task model that are its own; `restore` puts them back."""
+    shared = origin(model).shared
+    return {k: t.clone() for k, t in model.state_dict().items() if k not in shared}
+
+
+def restore(model: nn.Module, state: dict[str, Tensor]) -> None:
+    """Put back what `snapshot` took from the model."""
+    model.load_state_dict(state, strict=False)
 
 
 def task_state(model: nn.Module) -> dict[str, Tensor]:

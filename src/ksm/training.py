@@ -7,7 +7,7 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +20,9 @@ from ksm.data.load import AUGMENTS, Augment, Images, normalise
 from ksm.errors import KsmError
 from ksm.evaluation import evaluate
 
+if TYPE_CHECKING:
+    from ksm.methods import Method, Phase
+
 
 @dataclass(frozen=True)
 class Training:
@@ -30,6 +33,8 @@ class Training:
         batch: images a step.
         warmup: share of all steps in which the learning rates rise from 0; then they follow a
             half cosine down to 0, a step at a time.
+        drops: shares of the run, rising; where there are any, the learning rates fall to a tenth
+            at each, instead of the cosine.
         label_smoothing: in [0, 1).
         balance: weigh each class by the inverse of its share of the training images.
         settle: batches from which BatchNorm statistics are estimated afresh before each
@@ -44,6 +49,7 @@ class Training:
     epochs: int | None = None
     batch: int = 32
     warmup: float = 0.1
+    drops: tuple[float, ...] = ()
     label_smoothing: float = 0.0
     balance: bool = False
     settle: int = 16
@@ -70,6 +76,8 @@ class Training:
         ]:
             if not 0 <= value < 1:
                 raise KsmError(f"{what} is {value}: expected at least 0 and less than 1")
+        if list(self.drops) != sorted(self.drops) or not all(0 < at < 1 for at in self.drops):
+            raise KsmError(f"drops are {self.drops}: expected rising values between 0 and 1")
         if not 0 <= self.seed < 2**63:
             raise KsmError(f"seed is {self.seed}: expected a whole number from 0 to 2^63 - 1")
         if not 0 < self.min_area <= 1:
@@ -80,11 +88,9 @@ class Training:
             raise KsmError(f"precision {self.precision!r}: expected no, bf16 or fp16")
 
     @classmethod
-    def released(cls, **settings: Any) -> Training:
-        """The published schedule: 30 epochs of 32 images a step, a cosine without warm-up, and
-        running averages in BatchNorm; `settings` replaces some."""
-        published: dict[str, Any] = {"epochs": 30, "batch": 32, "warmup": 0.0, "settle": 0}
-        return cls(**(published | settings))
+    def released(cls, method: Method | type[Method], **settings: Any) -> Training:
+        """The schedule with which a method was published; `settings` replaces some."""
+        return cls(**{**method.published_training, **settings})
 
     def epochs_for(self, images: int) -> int:
         """How many epochs a data set of so many training images gets."""
@@ -98,13 +104,15 @@ class Progress:
     """Where a run is; handed to a display after each step.
 
     Args:
-        epoch, step: counted from 0 within the run and the epoch.
+        phase: name of the method's phase.
+        epoch, step: counted from 0 within the phase and the epoch.
         images_per_second: over the epoch so far.
         seconds_left: of the training steps, by the pace so far.
         loss: mean of the epoch so far.
         val_accuracy: of the last validation; None before the first.
     """
 
+    phase: str
     epoch: int
     epochs: int
     step: int
@@ -126,22 +134,24 @@ class History:
 
 def fit(
     model: nn.Module,
-    groups: list[dict[str, Any]],
+    phase: Phase,
     train: Images,
     val: Images,
     settings: Training,
     *,
+    done: int = 0,
     on_best: Callable[[dict[str, Any]], None],
     on_epoch: Callable[[dict[str, Any]], None] = lambda record: None,
     on_step: Callable[[Progress], None] = lambda progress: None,
 ) -> History:
-    """Train with Adam and keep the epoch that is best on `val`.
+    """Train for one phase and keep the epoch that is best on `val`.
 
     Better is a higher validation accuracy, or the same with a lower loss. Ctrl-C ends the run
     at once, what was best stays; the settings' patience ends it after an epoch.
 
     Args:
-        groups: parameter groups with their learning rates.
+        phase: how long, and the parameter groups with their learning rates.
+        done: epochs of earlier phases; the records count on from there.
         on_best: called with the epoch's record when the model is the best so far, in evaluation
             mode.
         on_epoch: called with each epoch's record.
@@ -173,13 +183,16 @@ def fit(
         persistent_workers=settings.workers > 0,
         drop_last=len(train) % settings.batch == 1,  # BatchNorm cannot train on one image
     )
-    optimizer: Any = torch.optim.Adam(groups)
-    prepared, optimizer, loader = accelerator.prepare(model, optimizer, loader)
+    prepared, loader, *optimizers = accelerator.prepare(model, loader, *_optimizers(phase.groups))
     weight = _class_weights(train, accelerator.device) if settings.balance else None
-    epochs, steps = settings.epochs_for(len(train)), len(loader)
-    schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, cosine(epochs * steps, round(settings.warmup * epochs * steps))
+    epochs, steps = phase.epochs, len(loader)
+    warmup = round(settings.warmup * epochs * steps)
+    factor = (
+        tenths(epochs * steps, warmup, settings.drops)
+        if settings.drops
+        else cosine(epochs * steps, warmup)
     )
+    schedules = [torch.optim.lr_scheduler.LambdaLR(each, factor) for each in optimizers]
 
     records: list[dict[str, Any]] = []
     best: tuple[float, float] | None = None
@@ -192,6 +205,8 @@ def fit(
             total = torch.zeros((), device=accelerator.device)
             seen, epoch_began, shown = 0, time.perf_counter(), 0.0
             for step, (pixels, label) in enumerate(loader):
+                if phase.before_step:
+                    phase.before_step((epoch * steps + step) / (epochs * steps))
                 outputs = prepared(normalise(pixels, train.preprocess))
                 if not isinstance(outputs, Tensor):
                     raise KsmError(
@@ -202,9 +217,10 @@ def fit(
                     outputs.float(), label, weight, label_smoothing=settings.label_smoothing
                 )
                 accelerator.backward(loss)
-                optimizer.step()
-                optimizer.zero_grad()
-                schedule.step()
+                for optimizer, schedule in zip(optimizers, schedules, strict=True):
+                    optimizer.step()
+                    optimizer.zero_grad()
+                    schedule.step()
                 total += loss.detach() * len(label)
                 seen += len(label)
                 now = time.perf_counter()
@@ -216,11 +232,13 @@ def fit(
                             f"the loss is {mean} in epoch {epoch + 1}, step {step + 1}: lower the "
                             "learning rates"
                         )
-                    done = epoch * steps + step + 1
-                    left = (now - began) / done * (epochs * steps - done)
+                    so_far = epoch * steps + step + 1
+                    left = (now - began) / so_far * (epochs * steps - so_far)
                     accuracy = best[0] if best else None
                     pace = seen / (now - epoch_began)
-                    on_step(Progress(epoch, epochs, step, steps, pace, left, mean, accuracy))
+                    on_step(
+                        Progress(phase.name, epoch, epochs, step, steps, pace, left, mean, accuracy)
+                    )
             train_seconds = time.perf_counter() - epoch_began
             prepared.eval()
             settle(prepared, train, settings.batch, settings.settle, generator)
@@ -231,7 +249,8 @@ def fit(
                     "learning rates"
                 )
             record = {
-                "epoch": epoch + 1,
+                "phase": phase.name,
+                "epoch": done + epoch + 1,
                 "loss": total.item() / seen,
                 "val_accuracy": found["accuracy"],
                 "val_loss": found["loss"],
@@ -242,9 +261,13 @@ def fit(
             records.append(record)
             if best is None or key > best:
                 on_best(record)
-                best, best_epoch = key, epoch + 1
+                best, best_epoch = key, epoch
             on_epoch(record)
-            if settings.patience and best_epoch and epoch + 1 - best_epoch >= settings.patience:
+            if (
+                settings.patience
+                and best_epoch is not None
+                and epoch - best_epoch >= settings.patience
+            ):
                 stopped = f"no better validation accuracy for {settings.patience} epochs"
                 break
     except KeyboardInterrupt:
@@ -295,6 +318,18 @@ def settle(
         norm.eval()
 
 
+def tenths(steps: int, warmup: int, drops: tuple[float, ...]) -> Callable[[int], float]:
+    """Factor of the learning rate at a step: a line from 0 to 1 in `warmup`, then 1, and a tenth
+    of what it was at each of the shares `drops` of all steps."""
+
+    def factor(step: int) -> float:
+        if step < warmup:
+            return (step + 1) / (warmup + 1)
+        return 0.1 ** sum(step >= round(at * steps) for at in drops)
+
+    return factor
+
+
 def cosine(steps: int, warmup: int) -> Callable[[int], float]:
     """Factor of the learning rate at a step: a line from 0 to 1 in `warmup`, then a half cosine."""
 
@@ -304,6 +339,16 @@ def cosine(steps: int, warmup: int) -> Callable[[int], float]:
         return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
 
     return factor
+
+
+def _optimizers(groups: list[dict[str, Any]]) -> list[torch.optim.Optimizer]:
+    """One optimizer a kind that the groups ask for; Adam where they do not say."""
+    kinds: dict[str, Any] = {"adam": torch.optim.Adam, "sgd": torch.optim.SGD}
+    wanted: dict[str, list[dict[str, Any]]] = {}
+    for group in groups:
+        options = {key: value for key, value in group.items() if key != "optimizer"}
+        wanted.setdefault(group.get("optimizer", "adam"), []).append(options)
+    return [kinds[kind](options) for kind, options in wanted.items()]
 
 
 def _class_weights(images: Images, device: torch.device) -> Tensor:

@@ -4,14 +4,32 @@ import dataclasses
 from typing import Any
 
 from ksm.errors import KsmError
-from ksm.methods._method import Method
+from ksm.methods._method import Method, Phase
 from ksm.methods.bn import BN
+from ksm.methods.finetune import Finetune
 from ksm.methods.ksm import KSM
+from ksm.methods.piggyback import Piggyback
 from ksm.methods.probe import Probe
+from ksm.methods.random_mask import RandomMask
+from ksm.methods.scratch import Scratch
 
-METHODS: dict[str, type[Method]] = {kind.name: kind for kind in (KSM, BN, Probe)}
+METHODS: dict[str, type[Method]] = {
+    kind.name: kind for kind in (KSM, Piggyback, BN, Probe, RandomMask, Finetune, Scratch)
+}
 
-__all__ = ["BN", "KSM", "METHODS", "Method", "Probe", "make"]
+__all__ = [
+    "BN",
+    "KSM",
+    "METHODS",
+    "Finetune",
+    "Method",
+    "Phase",
+    "Piggyback",
+    "Probe",
+    "RandomMask",
+    "Scratch",
+    "make",
+]
 
 
 def make(name: str, recipe: str = "default", **settings: Any) -> Method:
@@ -38,11 +56,7 @@ def make(name: str, recipe: str = "default", **settings: Any) -> Method:
             default = fields[key].default
             expected = "name or list of names" if default is None else type(default).__name__
             raise KsmError(f"setting {key} of method {name} is {value!r}: expected a {expected}")
-    if recipe == "released":
-        if not issubclass(kind, KSM):
-            raise KsmError(f"method {name} has no released recipe")
-        return kind.released(**settings)
-    return kind(**settings)
+    return kind.released(**settings) if recipe == "released" else kind(**settings)
 
 
 def _fits(value: object, default: object) -> bool:

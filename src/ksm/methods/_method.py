@@ -1,23 +1,49 @@
-"""What a method is: how it makes a frozen clone trainable, and how it is stored and restored."""
+"""What a method is: how it makes a frozen clone trainable, trains it, and stores the task."""
 
 from __future__ import annotations
 
 import dataclasses
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 from torch import Tensor, nn
 
 from ksm.clone import find, hold
 from ksm.errors import KsmError
 
+Tensors = Mapping[str, Tensor]
+"""What a task file holds of a task, by name."""
+
+
+@dataclass(frozen=True)
+class Phase:
+    """One stretch of training, with an optimizer and a schedule of its own.
+
+    Args:
+        name: for the display and the log.
+        epochs: how many.
+        groups: parameter groups, as from `Method.groups`.
+        keeps: whether an epoch of this phase can be the task. An interrupted run ends with the
+            best of such an epoch.
+        before_step: called before each step with the share of the phase that is done, in [0, 1].
+    """
+
+    name: str
+    epochs: int
+    groups: list[dict[str, Any]]
+    keeps: bool = True
+    before_step: Callable[[float], None] | None = None
+
 
 @dataclass(frozen=True)
 class Method:
     """Base of all methods; a method's fields are its settings, stored in the task file.
+
+    `published` and `published_training` are the settings under which the method was published,
+    of the method itself and of `ksm.Training`; None where there is no such publication.
 
     Args:
         lr: learning rate of normalisation and head.
@@ -26,6 +52,10 @@ class Method:
     """
 
     name: ClassVar[str]
+    published: ClassVar[Mapping[str, Any] | None] = None
+    published_training: ClassVar[Mapping[str, Any]] = {}
+    builds_on_tasks: ClassVar[bool] = False
+    """Whether a task uses what the tasks before it learned, and so needs their files."""
 
     lr: float = 3e-3
     mask_from: str | None = None
@@ -35,23 +65,52 @@ class Method:
             if name.endswith("lr") and not 0 < value < math.inf:
                 raise KsmError(f"{name} {value}: expected a number greater than 0")
 
-    def attach(self, model: nn.Module, head: str) -> Iterable[str]:
+    @classmethod
+    def released(cls, **settings: Any) -> Self:
+        """The published settings; `settings` replaces some.
+
+        Raises:
+            KsmError: the method was not published under settings of its own.
+        """
+        if cls.published is None:
+            raise KsmError(f"method {cls.name} has no released recipe")
+        return cls(**{**cls.published, **settings})
+
+    def attach(self, model: nn.Module, head: str, earlier: Sequence[Tensors] = ()) -> Iterable[str]:
         """Make `model`, a frozen clone with a new head at `head`, trainable.
+
+        Args:
+            earlier: tensors of the tasks that this one builds on, the oldest first.
 
         Returns:
             Names of the modules whose tensors the task now owns, the head aside.
         """
         raise NotImplementedError
 
-    def groups(self, model: nn.Module) -> list[dict[str, Any]]:
-        """Parameter groups for an optimizer, each with its learning rate."""
+    def groups(self, model: nn.Module, head: str) -> list[dict[str, Any]]:
+        """Parameter groups for an optimizer, each with its learning rate.
+
+        A group with the key `optimizer` asks for that one ("adam" or "sgd"); other keys are the
+        optimizer's own options.
+        """
         return [{"params": [p for p in model.parameters() if p.requires_grad], "lr": self.lr}]
+
+    def phases(self, model: nn.Module, head: str, epochs: int) -> Generator[Phase, float, int]:
+        """How a task is trained in `epochs` epochs: one phase after another.
+
+        After each phase the model stands at the phase's best epoch, and the generator is sent the
+        validation accuracy of that epoch, in [0, 1]. What the model is at the end is the task; the
+        generator returns the number of the phase, from 0, whose best epoch that is. An interrupt
+        in a phase that does not keep is raised inside the generator.
+        """
+        yield Phase("train", epochs, self.groups(model, head))
+        return 0
 
     def pack(self, model: nn.Module) -> dict[str, Tensor]:
         """What must be stored beside the owned tensors, by name."""
         return {}
 
-    def fold(self, model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    def fold(self, model: nn.Module, tensors: Tensors, earlier: Sequence[Tensors] = ()) -> None:
         """Write what `pack` gave into `model`, a frozen clone, as plain weights."""
 
     def summary(self, model: nn.Module) -> dict[str, Any]:

@@ -1,13 +1,13 @@
 """Normalisation and head: the control that shows what masks add to a task's own BatchNorm."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
 from torch import nn
 
 from ksm.clone import own_norms
-from ksm.methods._method import Method, trunk
+from ksm.methods._method import Method, Tensors, trunk
 
 
 @dataclass(frozen=True)
@@ -16,5 +16,5 @@ class BN(Method):
 
     name: ClassVar[str] = "bn"
 
-    def attach(self, model: nn.Module, head: str) -> Iterable[str]:
+    def attach(self, model: nn.Module, head: str, earlier: Sequence[Tensors] = ()) -> Iterable[str]:
         return list(own_norms(model, trunk(model, self.mask_from) | {head}))

@@ -1,12 +1,12 @@
 """Head only: a linear probe. The control that shows what the backbone's features give unchanged."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
 from torch import nn
 
-from ksm.methods._method import Method, trunk
+from ksm.methods._method import Method, Tensors, trunk
 
 
 @dataclass(frozen=True)
@@ -15,6 +15,6 @@ class Probe(Method):
 
     name: ClassVar[str] = "probe"
 
-    def attach(self, model: nn.Module, head: str) -> Iterable[str]:
+    def attach(self, model: nn.Module, head: str, earlier: Sequence[Tensors] = ()) -> Iterable[str]:
         trunk(model, self.mask_from)
         return []

@@ -1,0 +1,181 @@
+"""What all methods have in common that multiply frozen weights by a learned mask."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from ksm.clone import own_norms
+from ksm.errors import KsmError
+from ksm.layout import Granularity, can_mask, layout
+from ksm.methods._method import Method, Tensors, matches, trunk
+
+Norms = Literal["task", "frozen"]
+
+
+@dataclass(frozen=True)
+class Masked(Method):
+    """A method with a mask on each layer.
+
+    Args:
+        score_lr: learning rate of the scores.
+        start: value of every score at the start.
+        norms: `task`: each task has its own normalisation, affine and statistics; `frozen`: it
+            keeps the backbone's.
+        target_modules: which layers get a mask: None for every convolution and Linear, a regex on
+            the whole name, or a tuple of name suffixes. Never the head.
+    """
+
+    granularity: ClassVar[Granularity]
+
+    score_lr: float = 1e-3
+    start: float = 1e-2
+    norms: Norms = "task"
+    target_modules: str | tuple[str, ...] | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if isinstance(self.target_modules, list):  # as JSON gives it
+            object.__setattr__(self, "target_modules", tuple(self.target_modules))
+        if not math.isfinite(self.start):
+            raise KsmError(f"start {self.start}: expected a finite number")
+        check_norms(self.norms)
+
+    def mask_of(self, layer: nn.Module) -> LayerMask:
+        """The mask of one layer, to be trained."""
+        raise NotImplementedError
+
+    def factors(self, packed: dict[str, Tensor], units: tuple[int, ...]) -> Tensor:
+        """What multiplies the units, of shape `units`, from what `LayerMask.packed` gave."""
+        raise NotImplementedError
+
+    def attach(self, model: nn.Module, head: str, earlier: Sequence[Tensors] = ()) -> Iterable[str]:
+        outside = trunk(model, self.mask_from) | {head}
+        owned = list(own_norms(model, outside)) if self.norms == "task" else []
+        for module in targets(model, outside, self).values():
+            parametrize.register_parametrization(
+                module, "weight", self.mask_of(module), unsafe=True
+            )
+        return owned
+
+    def groups(self, model: nn.Module, head: str) -> list[dict[str, Any]]:
+        scores = [p for _, mask in layer_masks(model) for p in mask.parameters() if p.requires_grad]
+        known = {id(score) for score in scores}
+        others = [p for p in model.parameters() if p.requires_grad and id(p) not in known]
+        groups = [{"params": others, "lr": self.lr}, {"params": scores, "lr": self.score_lr}]
+        return [group for group in groups if group["params"]]
+
+    @torch.no_grad()
+    def pack(self, model: nn.Module) -> dict[str, Tensor]:
+        return {
+            f"mask/{name}/{part}": tensor
+            for name, mask in layer_masks(model)
+            for part, tensor in mask.packed().items()
+        }
+
+    @torch.no_grad()
+    def summary(self, model: nn.Module) -> dict[str, Any]:
+        """`layers`, `weights` and `units` under a mask, and the share of units that are `off`."""
+        layers = units = weights = off = 0
+        for _, mask in layer_masks(model):
+            layers += 1
+            units += math.prod(mask.layout.units)
+            weights += math.prod(mask.layout.weight)
+            off += int(mask.off().sum())
+        return {"layers": layers, "weights": weights, "units": units, "off": off / units}
+
+    @torch.no_grad()
+    def fold(self, model: nn.Module, tensors: Tensors, earlier: Sequence[Tensors] = ()) -> None:
+        for name, packed in by_layer(tensors, "mask").items():
+            module = model.get_submodule(name)
+            cut = layout(module, self.granularity)
+            weight = module.weight
+            assert isinstance(weight, Tensor)
+            factors = self.factors(packed, cut.units).to(weight)
+            module.weight = nn.Parameter(weight * cut.spread(factors), requires_grad=False)
+
+
+class LayerMask(nn.Module):
+    """Parametrization of one layer's weight: `W_t = M * W`, with `M` of shape `layout.units`."""
+
+    def __init__(self, layer: nn.Module, granularity: Granularity) -> None:
+        super().__init__()
+        self.layout = layout(layer, granularity)
+
+    def mask(self) -> Tensor:
+        """Factors of the units, of shape `layout.units`."""
+        raise NotImplementedError
+
+    def off(self) -> Tensor:
+        """Which units do not pass unchanged, bool."""
+        raise NotImplementedError
+
+    def packed(self) -> dict[str, Tensor]:
+        """The mask as byte tensors, by part."""
+        raise NotImplementedError
+
+    def forward(self, weight: Tensor) -> Tensor:
+        return weight * self.layout.spread(self.mask().to(weight.dtype))
+
+
+def targets(model: nn.Module, outside: frozenset[str], method: Method) -> dict[str, nn.Module]:
+    """The layers that get a mask, by name.
+
+    Args:
+        method: says which, by `target_modules`.
+
+    Raises:
+        KsmError: there are none, or one is parametrized already.
+    """
+    wanted: str | tuple[str, ...] | None = getattr(method, "target_modules", None)
+    found = {
+        name: module
+        for name, module in model.named_modules()
+        if can_mask(module) and name not in outside and matches(name, wanted)
+    }
+    if not found:
+        raise KsmError(
+            f"no layer to mask: target_modules {wanted!r} with mask_from {method.mask_from!r} "
+            f"fits no convolution or Linear of {type(model).__name__}"
+        )
+    for name, module in found.items():
+        if parametrize.is_parametrized(module, "weight"):
+            raise KsmError(
+                f"the weight of {name} is parametrized already: fold it into a plain weight, "
+                "or leave the layer out with target_modules"
+            )
+    return found
+
+
+def parts_of(model: nn.Module, kind: type[nn.Module]) -> Iterator[tuple[str, Any]]:
+    """Parametrizations of `kind` in a task model under training, with the names of their layers."""
+    suffix = ".parametrizations.weight.0"
+    for name, module in model.named_modules():
+        if isinstance(module, kind):
+            yield name.removesuffix(suffix), module
+
+
+def layer_masks(model: nn.Module) -> Iterator[tuple[str, LayerMask]]:
+    """The masks of a task model under training, with the names of their layers."""
+    yield from parts_of(model, LayerMask)
+
+
+def by_layer(tensors: Mapping[str, Tensor], kind: str) -> dict[str, dict[str, Tensor]]:
+    """Tensors named `KIND/LAYER/PART`, by layer and part."""
+    found: dict[str, dict[str, Tensor]] = {}
+    for key in sorted(tensors):
+        if key.startswith(f"{kind}/"):
+            _, layer, part = key.split("/")
+            found.setdefault(layer, {})[part] = tensors[key]
+    return found
+
+
+def check_norms(norms: str) -> None:
+    if norms not in ("task", "frozen"):
+        raise KsmError(f"norms {norms!r}: expected task or frozen")

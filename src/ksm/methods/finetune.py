@@ -1,0 +1,47 @@
+"""A full copy of the network for each task: the ceiling in memory, and often in accuracy."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from torch import nn
+
+from ksm.clone import is_norm, own
+from ksm.methods._method import Method, Tensors, trunk
+
+
+@dataclass(frozen=True)
+class Finetune(Method):
+    """Trains every parameter of a copy of the backbone, and the statistics of its BatchNorm.
+
+    Args:
+        weight_lr: learning rate of all parameters that are neither normalisation nor head.
+    """
+
+    name: ClassVar[str] = "finetune"
+
+    weight_lr: float = 1e-3
+
+    def attach(self, model: nn.Module, head: str, earlier: Sequence[Tensors] = ()) -> Iterable[str]:
+        outside = trunk(model, self.mask_from) | {head}
+        owned = [
+            name
+            for name, module in model.named_modules()
+            if name not in outside and (module._parameters or module._buffers)  # its direct tensors
+        ]
+        for name in owned:
+            own(model.get_submodule(name))
+        return owned
+
+    def groups(self, model: nn.Module, head: str) -> list[dict[str, Any]]:
+        weights = [
+            parameter
+            for name, module in model.named_modules()
+            for parameter in module.parameters(recurse=False)
+            if parameter.requires_grad and name != head and not is_norm(module)
+        ]
+        known = {id(parameter) for parameter in weights}
+        others = [p for p in model.parameters() if p.requires_grad and id(p) not in known]
+        return [{"params": others, "lr": self.lr}, {"params": weights, "lr": self.weight_lr}]

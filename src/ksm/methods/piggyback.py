@@ -1,0 +1,91 @@
+"""Piggyback: a binary or ternary mask on each single weight."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+
+from ksm.errors import KsmError
+from ksm.layout import Granularity
+from ksm.methods._masked import LayerMask, Masked
+from ksm.pack import pack_bits, unpack_bits
+
+Values = Literal["binary", "ternary"]
+
+
+@dataclass(frozen=True)
+class Piggyback(Masked):
+    """Element-wise masks (arXiv 1801.06519): `W_t = M_b * W`, one score a weight.
+
+    `M_b = 1[S > tau]`, or `1[S > tau] - 1[S < -tau]` if ternary; the gradient of `M_b` with
+    respect to `S` is taken as 1. Published with the backbone's normalisation frozen:
+    `Piggyback.released()`; by default a task has its own, as in all methods here.
+
+    Args:
+        values: `binary` {0, 1}, or `ternary` {-1, 0, 1}.
+        tau: threshold of the scores.
+        score_lr, start, norms, target_modules: see `Masked`.
+    """
+
+    name: ClassVar[str] = "piggyback"
+    granularity: ClassVar[Granularity] = "element"
+    published: ClassVar[Mapping[str, Any]] = {"lr": 1e-4, "score_lr": 1e-4, "norms": "frozen"}
+    published_training: ClassVar[Mapping[str, Any]] = {
+        "epochs": 30, "warmup": 0.0, "settle": 0, "drops": (0.5,)
+    }  # fmt: skip
+
+    values: Values = "binary"
+    tau: float = 5e-3
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.values not in ("binary", "ternary"):
+            raise KsmError(f"values {self.values!r}: expected binary or ternary")
+        if not 0 <= self.tau < math.inf:
+            raise KsmError(f"tau {self.tau}: expected a number of at least 0")
+
+    def mask_of(self, layer: nn.Module) -> LayerMask:
+        return ElementMask(layer, self)
+
+    def factors(self, packed: dict[str, Tensor], units: tuple[int, ...]) -> Tensor:
+        count = math.prod(units)
+        on = unpack_bits(packed["on"], 1, count).float()
+        if self.values == "ternary":
+            used = int(on.sum())
+            on[on.bool()] -= 2 * unpack_bits(packed["negative"], 1, used).float()
+        return on.reshape(units)
+
+
+class ElementMask(LayerMask):
+    """The mask of one layer; scores have the shape of the layout's units and dtype float32."""
+
+    def __init__(self, layer: nn.Module, method: Piggyback) -> None:
+        super().__init__(layer, method.granularity)
+        self.method = method
+        weight = layer.weight
+        assert isinstance(weight, Tensor)
+        self.score = nn.Parameter(torch.full(self.layout.units, method.start, device=weight.device))
+
+    def values(self) -> Tensor:
+        """The mask without its gradient: 1, 0 and, if ternary, -1; dtype of the scores."""
+        score, tau = self.score.detach(), self.method.tau
+        on = (score > tau).to(score.dtype)
+        return on if self.method.values == "binary" else on - (score < -tau).to(score.dtype)
+
+    def mask(self) -> Tensor:
+        return self.values() + (self.score - self.score.detach())
+
+    def off(self) -> Tensor:
+        return self.values() == 0
+
+    def packed(self) -> dict[str, Tensor]:
+        values = self.values()
+        packed = {"on": pack_bits(values != 0, 1)}
+        if self.method.values == "ternary":
+            packed["negative"] = pack_bits(values[values != 0] < 0, 1)
+        return packed
