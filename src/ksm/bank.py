@@ -88,7 +88,8 @@ class Bank:
         """Tell before any work whether `save` could take a task of that name.
 
         Raises:
-            KsmError: the name is not plain or is taken, or the folder cannot be written to.
+            KsmError: the name is not plain or is taken, the folder cannot be written to, or other
+                tasks build on the one that would be replaced.
         """
         path = self.path(name)
         if path.is_dir():
@@ -97,6 +98,8 @@ class Bank:
             raise KsmError(
                 f"{path} exists: choose another name, or give --force (force=True) to replace it"
             )
+        if path.exists():
+            self._check_leaf(name)
         try:
             new = not self.folder.exists()
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -111,11 +114,18 @@ class Bank:
         """Write the task's file and return its path.
 
         Raises:
-            KsmError: the name is not plain or is taken (unless `force`), or the folder or disk
-                cannot take the file; what was there before is still there.
+            KsmError: the name is not plain or is taken (unless `force`), the folder or disk
+                cannot take the file, or a task that it builds on is not in the bank; what was
+                there before is still there.
         """
         self.check_free(task.name, force)
         path = self.path(task.name)
+        for one in task.earlier:
+            if one.name not in self or self.header(one.name)["digest"] != digest_of(one):
+                raise KsmError(
+                    f"task {task.name!r} builds on task {one.name!r}, which is not in "
+                    f"{self.folder}, or not as it was: save it there first"
+                )
         path.parent.mkdir(parents=True, exist_ok=True)
         write(path, task)
         return path
@@ -124,9 +134,49 @@ class Bank:
         """Read a task. Its name is the file's: who renames the file renames the task.
 
         Raises:
-            KsmError: there is no such task, or its file is damaged or of a newer format.
+            KsmError: there is no such task, its file is damaged or of a newer format, or a task
+                that it builds on is gone or was altered.
         """
-        return replace(read(self._existing(name)), name=name)
+        task, links = _read(self._existing(name))
+        earlier: list[Task] = []
+        for parent, digest in links:
+            if parent not in self:
+                raise KsmError(f"task {name!r} builds on {parent!r}, which is not in {self.folder}")
+            one, _ = _read(self.path(parent))
+            if self.header(parent)["digest"] != digest:
+                raise KsmError(
+                    f"task {name!r} builds on {parent!r}, whose file in {self.folder} is another"
+                )
+            earlier.append(replace(one, name=parent, earlier=tuple(earlier)))
+        return replace(task, name=name, earlier=tuple(earlier))
+
+    def chain(self, method: str, fingerprint: str) -> tuple[Task, ...]:
+        """The tasks that a new task of a method would build on, the oldest first.
+
+        Args:
+            method: name of a method whose tasks share weights.
+            fingerprint: of the backbone.
+
+        Raises:
+            KsmError: as `load`, or there are several such chains.
+        """
+        headers = {name: self.header(name) for name in self.names()}
+        found = {
+            name: [link[0] for link in header.get("earlier", [])]
+            for name, header in headers.items()
+            if header["method"]["name"] == method
+            and header["backbone"]["fingerprint"] == fingerprint
+        }
+        ends = [name for name in found if not any(name in links for links in found.values())]
+        if len(ends) > 1:
+            raise KsmError(
+                f"{self.folder} has several chains of {method} tasks on this backbone, which end "
+                f"with {', '.join(ends)}: keep each in a bank of its own"
+            )
+        if not ends:
+            return ()
+        last = self.load(ends[0])
+        return (*last.earlier, last)
 
     def header(self, name: str) -> dict[str, Any]:
         """The JSON of a task's file alone, without its tensors; not checked against the digest.
@@ -140,13 +190,25 @@ class Bank:
         """Delete a task's file.
 
         Raises:
-            KsmError: there is no such task, or the folder cannot be written to.
+            KsmError: there is no such task, others build on it, or the folder cannot be written
+                to.
         """
         path = self._existing(name)
+        self._check_leaf(name)
         try:
             path.unlink()
         except OSError as error:
             raise KsmError(f"cannot remove {path}: {_reason(error)}") from error
+
+    def _check_leaf(self, name: str) -> None:
+        """No other task builds on this one."""
+        for other in self.names():
+            try:
+                links = read_header(self.path(other)).get("earlier", [])
+            except KsmError:
+                continue  # a damaged file must not keep others from being removed
+            if name in [link[0] for link in links]:
+                raise KsmError(f"task {other!r} builds on {name!r}: remove {other!r} first")
 
     def _existing(self, name: str) -> Path:
         path = self.path(name)
@@ -164,6 +226,18 @@ def write(path: Path, task: Task) -> None:
     """
     from safetensors.torch import save
 
+    meta = _meta(task)
+    meta["digest"] = _digest(meta, task.tensors)
+    content = save(task.tensors, {"ksm": json.dumps(meta, ensure_ascii=False)})
+    write_atomically(path, content)
+
+
+def digest_of(task: Task) -> str:
+    """SHA-256, in hex, of all that a task's file means."""
+    return _digest(_meta(task), task.tensors)
+
+
+def _meta(task: Task) -> dict[str, Any]:
     meta: dict[str, Any] = {
         "format": FORMAT,
         "name": task.name,
@@ -174,10 +248,11 @@ def write(path: Path, task: Task) -> None:
         "record": task.record,
         "metrics": task.metrics,
     }
-    meta = json.loads(json.dumps(meta))
-    meta["digest"] = _digest(meta, task.tensors)
-    content = save(task.tensors, {"ksm": json.dumps(meta, ensure_ascii=False)})
-    write_atomically(path, content)
+    if task.earlier:
+        meta["earlier"] = [[one.name, digest_of(one)] for one in task.earlier]
+    if task.grown != 1:
+        meta["grown"] = task.grown
+    return json.loads(json.dumps(meta))
 
 
 def write_atomically(path: Path, content: bytes) -> None:
@@ -231,8 +306,19 @@ def read(path: Path) -> Task:
     """Read one task file and check it against its digest.
 
     Raises:
-        KsmError: not a task file, damaged, or of a newer format.
+        KsmError: not a task file, damaged, of a newer format, or a task that builds on others,
+            which only a bank can find.
     """
+    task, links = _read(path)
+    if links:
+        raise KsmError(
+            f"{path} builds on task {links[-1][0]!r}: load it through the Bank that has both"
+        )
+    return task
+
+
+def _read(path: Path) -> tuple[Task, list[tuple[str, str]]]:
+    """A task without those that it builds on, and the names and digests of these."""
     from safetensors.torch import load_file
 
     from ksm.backbones.describe import Description
@@ -252,17 +338,20 @@ def read(path: Path) -> Task:
     try:
         prepare: dict[str, Any] = backbone["preprocess"]
         prepare = {**prepare, "mean": tuple(prepare["mean"]), "std": tuple(prepare["std"])}
-        return Task(
+        links = [(str(name), str(digest)) for name, digest in meta.get("earlier", [])]
+        task = Task(
             name=meta["name"],
             classes=tuple(meta["classes"]),
             method=make(**meta["method"]),
             backbone=Description(backbone["name"], backbone["head"], Preprocess(**prepare)),
             fingerprint=backbone["fingerprint"],
             tensors=tensors,
+            grown=float(meta.get("grown", 1.0)),
             record=meta["record"],
             metrics=meta["metrics"],
         )
-    except (KsmError, KeyError, TypeError) as error:
+        return task, links
+    except (KsmError, KeyError, TypeError, ValueError) as error:
         raise KsmError(
             f"{path} was written by another version of ksm or is damaged: {error}"
         ) from error

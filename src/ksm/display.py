@@ -84,6 +84,14 @@ class Display(Watcher):
         if files:
             self.warn(skipped_text(files))
 
+    def attached(self, summary: dict[str, Any]) -> None:
+        if "earlier" in summary:
+            self.console.print(
+                f"of {summary['weights']:,} weights {percent(summary['earlier'])} are owned by the "
+                f"backbone and earlier tasks, {percent(1 - summary['earlier'])} are free",
+                highlight=False,
+            )
+
     def step(self, progress: Progress) -> None:
         p = progress
         if self._training is None or p.phase != self._phase:

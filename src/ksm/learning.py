@@ -5,13 +5,13 @@ from __future__ import annotations
 import dataclasses
 import os
 import platform
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 import ksm
 from ksm.backbones import Description, describe
@@ -21,7 +21,7 @@ from ksm.data.load import MEMORY, Images, load
 from ksm.data.preprocess import Preprocess
 from ksm.errors import KsmError
 from ksm.evaluation import evaluate
-from ksm.methods import Method, make
+from ksm.methods import Grow, Method, Outcome, Phase, make
 from ksm.task import Task, add_task, origin, restore, snapshot
 from ksm.training import Training, fit
 from ksm.watch import Watcher
@@ -38,6 +38,7 @@ def learn(
     crop: float = 1.0,
     head: str | None = None,
     limit: int | Mapping[str, int] | None = None,
+    earlier: Sequence[Task] = (),
     strict: bool = False,
     watcher: Watcher | None = None,
 ) -> Task:
@@ -56,6 +57,7 @@ def learn(
         head: see `ksm.add_task`.
         limit: use at most so many training images, the same ones at each run; or a number for
             each of the splits `train`, `val` and `test`.
+        earlier: see `ksm.add_task`.
         strict: an unreadable image is an error.
 
     Raises:
@@ -101,10 +103,21 @@ def learn(
     gpus = [torch.cuda.current_device()] if torch.cuda.is_available() else []
     with torch.random.fork_rng(gpus):
         torch.manual_seed(training.seed)
-        model = add_task(backbone, len(found.classes), method=method, head=head)
-        _check_outputs(model, len(found.classes), preprocess, describe(backbone, head))
+
+        def attempt(grown: float) -> tuple[nn.Module, Run]:
+            count = len(found.classes)
+            model = add_task(
+                backbone, count, method=method, head=head, earlier=earlier, grown=grown
+            )
+            _check_outputs(model, count, preprocess, describe(backbone, head))
+            watcher.attached(method.summary(model))
+            try:
+                return model, _train(model, images, training, watcher)
+            except Grow as wish:
+                return attempt(wish.size)
+
+        model, run = attempt(1.0)
         trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
-        run = _train(model, images, training, watcher)
         task = Task.of(model, name, found.classes, preprocess=preprocess)
     best, stopped = run.best, run.stopped
     metrics: dict[str, Any] = {
@@ -161,51 +174,55 @@ def _train(
         model, known.description.head, training.epochs_for(len(images["train"]))
     )
     epochs: list[dict[str, Any]] = []
-    bests: list[dict[str, Any] | None] = []
     stopped: str | None = None
     seconds = 0.0
+
+    def go_through(phase: Phase) -> tuple[Outcome | None, bool]:
+        nonlocal seconds, stopped
+        best: list[Outcome] = []
+
+        def keep(record: dict[str, Any]) -> None:
+            best[:] = [Outcome(record["val_accuracy"], snapshot(model), record)]
+
+        if phase.start is not None:
+            restore(model, phase.start)
+        history = fit(
+            model,
+            phase,
+            images["train"],
+            images["val"],
+            training,
+            done=len(epochs),
+            on_best=keep,
+            on_epoch=watcher.epoch,
+            on_step=watcher.step,
+        )
+        epochs.extend(history.epochs)
+        seconds += history.seconds
+        stopped = history.stopped or stopped
+        if best:
+            restore(model, best[0].state)
+        return best[0] if best else None, history.stopped == "interrupted"
+
     try:
         phase = next(course)
         while True:
-            kept: list[tuple[dict[str, Tensor], dict[str, Any]]] = []
-
-            def keep(record: dict[str, Any], into: list[Any] = kept) -> None:
-                into[:] = [(snapshot(model), record)]
-
-            history = fit(
-                model,
-                phase,
-                images["train"],
-                images["val"],
-                training,
-                done=len(epochs),
-                on_best=keep,
-                on_epoch=watcher.epoch,
-                on_step=watcher.step,
-            )
-            epochs += history.epochs
-            seconds += history.seconds
-            stopped = history.stopped or stopped
-            state, best = kept[0] if kept else (None, None)
-            bests.append(best)
-            if state is not None:
-                restore(model, state)
-            if history.stopped == "interrupted":
+            outcome, interrupted = go_through(phase)
+            if interrupted:
                 if not phase.keeps:
                     course.throw(KeyboardInterrupt())
                 break
-            assert best is not None
-            phase = course.send(best["val_accuracy"])
-        last = len(bests) - 1
+            assert outcome is not None
+            phase = course.send(outcome)
     except StopIteration as end:
-        last = end.value
+        outcome = end.value
     except KeyboardInterrupt:
-        last = len(bests)
-    best = bests[last] if last < len(bests) else None
-    if best is None:
+        outcome = None
+    if outcome is None:
         raise KsmError("interrupted before there was anything to keep")
+    restore(model, outcome.state)
     model.eval()
-    return Run(epochs, best, stopped, seconds)
+    return Run(epochs, outcome.record, stopped, seconds)
 
 
 def _limited(folder: Folder, split: str, limit: int | None) -> list[Sample]:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from ksm.backbones.describe import Description, describe, fingerprint, new_head
+from ksm.backbones.widen import size_of, widened
 from ksm.clone import find, parameters_of, replace, share
 from ksm.data.preprocess import Preprocess
 from ksm.errors import KsmError
@@ -30,6 +31,7 @@ class Origin:
     Args:
         owned: names of the modules whose direct tensors the task stores as they are.
         shared: names, in the model's state, of the tensors that are the backbone's.
+        earlier, grown: see `Task`.
     """
 
     description: Description
@@ -37,6 +39,8 @@ class Origin:
     method: Method
     owned: tuple[str, ...]
     shared: frozenset[str]
+    earlier: tuple[Task, ...]
+    grown: float
 
 
 def add_task(
@@ -45,6 +49,8 @@ def add_task(
     *,
     method: Method | str = "ksm",
     head: str | None = None,
+    earlier: Sequence[Task] = (),
+    grown: float = 1.0,
 ) -> nn.Module:
     """A model of the backbone's own class that trains one more task, for any training loop.
 
@@ -59,6 +65,8 @@ def add_task(
         method: a `ksm.methods.Method`, or its name for the default settings.
         head: qualified name of the layer that the new head replaces, where it is not the
             backbone's known classifier or last Linear.
+        earlier: tasks that this one builds on, the oldest first (PackNet, CPG).
+        grown: size of the network in sizes of the backbone (CPG); see `ksm.backbones.widened`.
 
     Raises:
         KsmError: no head, no layer to mask, or a backbone that cannot be copied.
@@ -72,12 +80,17 @@ def add_task(
             "the backbone given is itself a task model; give add_task the backbone it was made from"
         )
     description = describe(backbone, head)
-    model = share(backbone)
-    replace(model, description.head, new_head(backbone, description.head, classes))
-    owned = (*method.attach(model, description.head), description.head)
-    theirs = {tensor.data_ptr() for tensor in backbone.state_dict().values()}
+    printed = fingerprint(backbone, description.head)
+    _check_chain(method, earlier, printed)
+    network = widened(backbone, max([grown, *(task.grown for task in earlier)]))
+    model = share(network)
+    replace(model, description.head, new_head(network, description.head, classes))
+    attached = method.attach(model, description.head, [task.tensors for task in earlier])
+    owned = (*attached, description.head)
+    theirs = {tensor.data_ptr() for tensor in network.state_dict().values()}
     shared = frozenset(k for k, t in model.state_dict().items() if t.data_ptr() in theirs)
-    found = Origin(description, fingerprint(backbone, description.head), method, owned, shared)
+    grown = size_of(network)
+    found = Origin(description, printed, method, owned, shared, tuple(earlier), grown)
     setattr(model, _ATTRIBUTE, found)
     return model.train()
 
@@ -134,6 +147,9 @@ class Task:
         backbone: description of the backbone that it was learned on.
         fingerprint: of that backbone, outside its head.
         tensors: from `task_state`.
+        earlier: the tasks that it builds on, the oldest first; it needs their tensors (PackNet
+            and CPG, whose tasks share weights; none for other methods).
+        grown: size of its network in sizes of the backbone (CPG).
         record: how it was trained, for people and for JSON.
         metrics: such as `{"val": {"accuracy": 0.93, "images": 300}}`, accuracies in [0, 1].
     """
@@ -144,6 +160,8 @@ class Task:
     backbone: Description
     fingerprint: str
     tensors: dict[str, Tensor]
+    earlier: tuple[Task, ...] = ()
+    grown: float = 1.0
     record: dict[str, Any] = field(default_factory=dict)
     metrics: dict[str, Any] = field(default_factory=dict)
 
@@ -188,6 +206,8 @@ class Task:
             backbone=description,
             fingerprint=known.fingerprint,
             tensors=task_state(model),
+            earlier=known.earlier,
+            grown=known.grown,
             record={**facts, **(record or {})},
             metrics=metrics or {},
         )
@@ -211,9 +231,10 @@ class Task:
                 f"fingerprint {self.fingerprint[:16]}, the backbone given has {found[:16]}; "
                 "give the same weights"
             )
-        model = share(backbone)
+        network = widened(backbone, self.grown)
+        model = share(network)
         with torch.random.fork_rng(devices=[]):  # the new head's start values are not used
-            replace(model, head, new_head(backbone, head, len(self.classes)))
+            replace(model, head, new_head(network, head, len(self.classes)))
         try:
             for key, tensor in self.tensors.items():
                 if key.startswith("own/"):
@@ -221,7 +242,7 @@ class Task:
             for parameter, _ in model.get_submodule(head).named_parameters(recurse=False):
                 if f"own/{head}.{parameter}" not in self.tensors:
                     raise KeyError(f"{head}.{parameter} is missing")
-            self.method.fold(model, self.tensors)
+            self.method.fold(model, self.tensors, [task.tensors for task in self.earlier])
         except (AttributeError, RuntimeError, KeyError) as error:
             raise KsmError(
                 f"task {self.name!r} does not fit its backbone ({error}); the file is damaged or "
@@ -230,14 +251,35 @@ class Task:
         return model.requires_grad_(False).eval()
 
     def sizes(self) -> dict[str, int]:
-        """Bytes of the stored tensors by part: `mask`, `norm`, `head`."""
-        parts = {"mask": 0, "norm": 0, "head": 0}
+        """Bytes of the stored tensors by part: `mask`, `norm` (biases too), `head`, `weights`."""
+        parts = {"mask": 0, "norm": 0, "head": 0, "weights": 0}
         for key, tensor in self.tensors.items():
             kind, _, name = key.partition("/")
             if kind == "own":
-                kind = "head" if name.startswith(f"{self.backbone.head}.") else "norm"
+                kind = "weights" if tensor.dim() > 1 else "norm"
+                if name.startswith(f"{self.backbone.head}."):
+                    kind = "head"
+            elif kind == "weights" and not name.endswith("/value"):
+                kind = "mask"
             parts[kind] += tensor.numel() * tensor.element_size()
         return parts
+
+
+def _check_chain(method: Method, earlier: Sequence[Task], printed: str) -> None:
+    if earlier and not method.builds_on_tasks:
+        raise KsmError(f"a task of method {method.name} builds on no other: leave earlier out")
+    for place, task in enumerate(earlier):
+        if task.method.name != method.name or task.fingerprint != printed:
+            raise KsmError(
+                f"task {task.name!r} is of method {task.method.name} on backbone "
+                f"{task.fingerprint[:16]}: a task of method {method.name} on {printed[:16]} "
+                "cannot build on it"
+            )
+        if [one.name for one in task.earlier] != [one.name for one in earlier[:place]]:
+            raise KsmError(
+                f"task {task.name!r} does not build on exactly the tasks given before it; give "
+                "the whole chain, the oldest first"
+            )
 
 
 def _full_copy(model: nn.Module) -> int:

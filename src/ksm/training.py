@@ -144,7 +144,7 @@ def fit(
     on_epoch: Callable[[dict[str, Any]], None] = lambda record: None,
     on_step: Callable[[Progress], None] = lambda progress: None,
 ) -> History:
-    """Train for one phase and keep the epoch that is best on `val`.
+    """Train for one phase and keep the epoch that is best on `val`; the last if the phase asks.
 
     Better is a higher validation accuracy, or the same with a lower loss. Ctrl-C ends the run
     at once, what was best stays; the settings' patience ends it after an epoch.
@@ -259,7 +259,7 @@ def fit(
             }
             key = (found["accuracy"], -found["loss"])
             records.append(record)
-            if best is None or key > best:
+            if (not phase.last or epoch + 1 == epochs) and (best is None or key > best):
                 on_best(record)
                 best, best_epoch = key, epoch
             on_epoch(record)

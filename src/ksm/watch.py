@@ -22,6 +22,9 @@ class Watcher:
     def skipped(self, files: list[Skipped]) -> None:
         """All images were decoded but these."""
 
+    def attached(self, summary: dict[str, Any]) -> None:
+        """The model was made; what its method tells of it before training."""
+
     def step(self, progress: Progress) -> None:
         """A training step is done."""
 

@@ -4,25 +4,30 @@ import dataclasses
 from typing import Any
 
 from ksm.errors import KsmError
-from ksm.methods._method import Method, Phase
+from ksm.methods._method import Grow, Method, Outcome, Phase
 from ksm.methods.bn import BN
+from ksm.methods.cpg import CPG
 from ksm.methods.finetune import Finetune
 from ksm.methods.ksm import KSM
+from ksm.methods.packnet import PackNet
 from ksm.methods.piggyback import Piggyback
 from ksm.methods.probe import Probe
 from ksm.methods.random_mask import RandomMask
 from ksm.methods.scratch import Scratch
 
-METHODS: dict[str, type[Method]] = {
-    kind.name: kind for kind in (KSM, Piggyback, BN, Probe, RandomMask, Finetune, Scratch)
-}
+_ALL = (KSM, Piggyback, PackNet, CPG, BN, Probe, RandomMask, Finetune, Scratch)
+METHODS: dict[str, type[Method]] = {kind.name: kind for kind in _ALL}
 
 __all__ = [
     "BN",
+    "CPG",
     "KSM",
     "METHODS",
     "Finetune",
+    "Grow",
     "Method",
+    "Outcome",
+    "PackNet",
     "Phase",
     "Piggyback",
     "Probe",

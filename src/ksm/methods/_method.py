@@ -28,6 +28,8 @@ class Phase:
         groups: parameter groups, as from `Method.groups`.
         keeps: whether an epoch of this phase can be the task. An interrupted run ends with the
             best of such an epoch.
+        last: the outcome is that of the last epoch, not of the best one.
+        start: state that the model is put in first; None: as it stands.
         before_step: called before each step with the share of the phase that is done, in [0, 1].
     """
 
@@ -35,7 +37,39 @@ class Phase:
     epochs: int
     groups: list[dict[str, Any]]
     keeps: bool = True
+    last: bool = False
+    start: dict[str, Tensor] | None = None
     before_step: Callable[[float], None] | None = None
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a phase ended with.
+
+    Args:
+        accuracy: on the validation split, in [0, 1].
+        state: of the model then; see `ksm.task.snapshot`.
+        record: of the epoch, for people and for JSON.
+    """
+
+    accuracy: float
+    state: dict[str, Tensor]
+    record: dict[str, Any]
+
+
+Course = Generator[Phase, Outcome, Outcome]
+
+
+class Grow(Exception):
+    """Raised in `Method.phases`: the task shall start again in a network of another size.
+
+    Args:
+        size: in sizes of the backbone.
+    """
+
+    def __init__(self, size: float) -> None:
+        super().__init__(f"grow to {size:g} times the backbone's size")
+        self.size = size
 
 
 @dataclass(frozen=True)
@@ -95,16 +129,14 @@ class Method:
         """
         return [{"params": [p for p in model.parameters() if p.requires_grad], "lr": self.lr}]
 
-    def phases(self, model: nn.Module, head: str, epochs: int) -> Generator[Phase, float, int]:
+    def phases(self, model: nn.Module, head: str, epochs: int) -> Course:
         """How a task is trained in `epochs` epochs: one phase after another.
 
-        After each phase the model stands at the phase's best epoch, and the generator is sent the
-        validation accuracy of that epoch, in [0, 1]. What the model is at the end is the task; the
-        generator returns the number of the phase, from 0, whose best epoch that is. An interrupt
-        in a phase that does not keep is raised inside the generator.
+        After each phase the model stands at the phase's best epoch, and the generator is sent that
+        outcome; the one that it returns is the task. An interrupt in a phase that does not keep
+        is raised inside the generator.
         """
-        yield Phase("train", epochs, self.groups(model, head))
-        return 0
+        return (yield Phase("train", epochs, self.groups(model, head)))
 
     def pack(self, model: nn.Module) -> dict[str, Tensor]:
         """What must be stored beside the owned tensors, by name."""

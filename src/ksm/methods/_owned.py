@@ -1,0 +1,229 @@
+"""Weights that tasks share and own: what PackNet and CPG have in common.
+
+Each weight of a masked layer belongs to the backbone, to one task, or to nobody yet. A task trains
+weights that are nobody's, keeps some of them, and leaves the rest free. What is owned never
+changes again. A task file holds what its task added; a task's network is made from the backbone
+and the files of the tasks before it, in order.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from ksm.backbones.widen import original_shape
+from ksm.errors import KsmError
+from ksm.methods._masked import by_layer, parts_of
+from ksm.methods._method import Tensors
+from ksm.pack import pack_bits, unpack_bits
+
+
+class OwnedWeight(nn.Module):
+    """Parametrization of one weight: `W_t = value` where `keep`, else `pick * fixed`.
+
+    Args:
+        fixed: the weights of earlier owners, 0 elsewhere.
+        taken: bool; which weights earlier owners have.
+        value: this task's weights at the start; used where not `taken`. They are 0, or what a
+            fresh network has where this one is wider than the backbone.
+        start, tau: of the pick scores (as in Piggyback: `pick = 1[score > tau]` with gradient 1);
+            without `start` every earlier weight is used.
+        first: whether this is the first task on the backbone, whose file also says what the
+            backbone keeps.
+    """
+
+    fixed: Tensor
+    taken: Tensor
+    keep: Tensor
+
+    def __init__(
+        self,
+        fixed: Tensor,
+        taken: Tensor,
+        value: Tensor,
+        start: float | None,
+        tau: float,
+        first: bool,
+    ) -> None:
+        super().__init__()
+        self.register_buffer("fixed", fixed)
+        self.register_buffer("taken", taken)
+        self.register_buffer("keep", ~taken)
+        self.value = nn.Parameter(value)
+        self.score = None if start is None else nn.Parameter(torch.full_like(fixed, start))
+        self.tau = tau
+        self.first = first
+
+    def pick(self) -> Tensor | None:
+        """Which of the earlier weights are used, bool; None: all."""
+        return None if self.score is None else self.score.detach() > self.tau
+
+    def forward(self, weight: Tensor) -> Tensor:
+        fixed = self.fixed
+        if self.score is not None:
+            hard = (self.score.detach() > self.tau).to(fixed.dtype)
+            fixed = fixed * (hard + (self.score - self.score.detach()))
+        return torch.where(self.keep, self.value, fixed)
+
+    @torch.no_grad()
+    def prune(self, share: float) -> None:
+        """Let go of the smallest of this task's weights until `share` of all that were free when
+        it began are free again."""
+        free = ~self.taken
+        count = math.floor(share * int(free.sum()))
+        magnitude = self.value.abs().masked_fill(~self.keep, -1)  # let go before: the first to go
+        self.keep.copy_(free & ~smallest(magnitude, free, count))
+
+    def packed(self) -> dict[str, Tensor]:
+        """What a task file holds of the layer."""
+        found = {
+            "keep": pack_bits(self.keep[~self.taken], 1),
+            "value": self.value.detach()[self.keep],
+        }
+        found["shape"] = torch.tensor(self.taken.shape)
+        if self.first:
+            found["base"] = pack_bits(self.taken, 1)
+        if (pick := self.pick()) is not None:
+            found["pick"] = pack_bits(pick[self.taken], 1)
+        return found
+
+
+def smallest(values: Tensor, among: Tensor, count: int) -> Tensor:
+    """The `count` smallest of the values where `among`, as a bool tensor of the same shape; of
+    equal values those that come first."""
+    place = among.reshape(-1).nonzero().squeeze(1)
+    order = values.reshape(-1)[place].sort(stable=True).indices[:count]
+    chosen = torch.zeros(values.numel(), dtype=torch.bool, device=values.device)
+    chosen[place[order]] = True
+    return chosen.reshape(values.shape)
+
+
+def own_weights(
+    model: nn.Module,
+    layers: Mapping[str, nn.Module],
+    earlier: Sequence[Tensors],
+    base: float,
+    start: float | None = None,
+    tau: float = 0.0,
+) -> None:
+    """Give each layer an `OwnedWeight` over what the backbone and earlier tasks own.
+
+    Args:
+        base: share of each layer's weights, the smallest, that the backbone gives up at the first
+            task; there is nothing to retrain it with, so what is left stays as it is.
+
+    Raises:
+        KsmError: no layer has a free weight.
+    """
+    made: dict[str, OwnedWeight] = {}
+    for name, module in layers.items():
+        weight = module.weight
+        assert isinstance(weight, Tensor)
+        weight = weight.detach()
+        inside = torch.zeros_like(weight, dtype=torch.bool)
+        inside[_leading(original_shape(model, f"{name}.weight", weight))] = True
+        fixed, taken = _owned_by(weight, [by_layer(t, "weights").get(name) for t in earlier])
+        if not earlier:
+            freed = smallest(weight.abs(), inside, math.floor(base * int(inside.sum())))
+            taken = inside & ~freed
+            fixed = weight * taken
+        value = torch.where(inside, 0.0, weight)
+        made[name] = OwnedWeight(fixed, taken, value, start, tau, not earlier)
+    if all(bool(each.taken.all()) for each in made.values()):
+        raise KsmError(
+            "no free weight is left: the backbone and the tasks before own all of them; learn "
+            "this task before others with a larger prune, or start again in another bank"
+        )
+    for name, each in made.items():
+        parametrize.register_parametrization(layers[name], "weight", each, unsafe=True)
+
+
+def owned_weights(model: nn.Module) -> Iterator[tuple[str, OwnedWeight]]:
+    """The owned weights of a task model under training, with the names of their layers."""
+    yield from parts_of(model, OwnedWeight)
+
+
+def pack_owned(model: nn.Module) -> dict[str, Tensor]:
+    """What a task file holds of all layers."""
+    return {
+        f"weights/{name}/{part}": tensor
+        for name, owned in owned_weights(model)
+        for part, tensor in owned.packed().items()
+    }
+
+
+@torch.no_grad()
+def fold_owned(model: nn.Module, tensors: Tensors, earlier: Sequence[Tensors]) -> None:
+    """Write a task's weights into a frozen clone of the backbone."""
+    before = [by_layer(each, "weights") for each in earlier]
+    for name, parts in by_layer(tensors, "weights").items():
+        module = model.get_submodule(name)
+        weight = module.weight
+        assert isinstance(weight, Tensor)
+        chain = [each.get(name) for each in before]
+        if not earlier:
+            chain = [{"base": parts["base"], "shape": parts["shape"]}]
+        fixed, taken = _owned_by(weight.detach(), chain)
+        if "pick" in parts:
+            pick = torch.zeros_like(taken)
+            pick[taken] = unpack_bits(parts["pick"], 1, int(taken.sum())).bool().to(taken.device)
+            fixed = fixed * pick
+        _add(fixed, taken, parts)
+        module.weight = nn.Parameter(fixed, requires_grad=False)
+
+
+def summary_of(model: nn.Module) -> dict[str, Any]:
+    """`layers` and `weights`, and the shares of the weights that `earlier` owners had, that are
+    `own` and that are still `free`."""
+    weights = earlier = own = layers = 0
+    for _, owned in owned_weights(model):
+        layers += 1
+        weights += owned.taken.numel()
+        earlier += int(owned.taken.sum())
+        own += int(owned.keep.sum())
+    return {
+        "layers": layers,
+        "weights": weights,
+        "earlier": earlier / weights,
+        "own": own / weights,
+        "free": 1 - (earlier + own) / weights,
+    }
+
+
+def _owned_by(
+    weight: Tensor, chain: Sequence[Mapping[str, Tensor] | None]
+) -> tuple[Tensor, Tensor]:
+    """Weights that are owned after the tasks of the chain (0 elsewhere), and which these are."""
+    taken = torch.zeros_like(weight, dtype=torch.bool)
+    fixed = torch.zeros_like(weight)
+    for parts in chain:
+        if parts is None:
+            raise KeyError("an earlier task has other layers")
+        if "base" in parts:
+            part = taken[_leading(parts["shape"].tolist())]
+            base = unpack_bits(parts["base"], 1, part.numel()).bool()
+            part.copy_(base.reshape(part.shape))
+            fixed = weight * taken
+        if "keep" in parts:
+            _add(fixed, taken, parts)
+    return fixed, taken
+
+
+def _add(fixed: Tensor, taken: Tensor, parts: Mapping[str, Tensor]) -> None:
+    """Put what one task added into the weights and into the record of which are taken."""
+    block = _leading(parts["shape"].tolist())
+    free = ~taken[block]
+    keep = torch.zeros_like(free)
+    keep[free] = unpack_bits(parts["keep"], 1, int(free.sum())).bool().to(keep.device)
+    fixed[block] = fixed[block].masked_scatter(keep, parts["value"].to(fixed))
+    taken[block] |= keep
+
+
+def _leading(shape: Sequence[int]) -> tuple[slice, ...]:
+    """The block of a wider weight that a narrower one fills."""
+    return tuple(slice(length) for length in shape)

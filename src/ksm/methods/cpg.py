@@ -1,0 +1,193 @@
+"""CPG: pick earlier weights, train free ones beside them, compact these, grow if needed."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+
+from ksm.backbones.widen import size_of
+from ksm.clone import own, own_norms
+from ksm.errors import KsmError
+from ksm.methods._masked import targets
+from ksm.methods._method import Course, Grow, Method, Phase, Tensors, trunk
+from ksm.methods._owned import (
+    fold_owned,
+    own_weights,
+    owned_weights,
+    pack_owned,
+    summary_of,
+)
+
+LADDER = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95)
+"""Sparsities of the task's own weights that compacting goes through."""
+
+
+@dataclass(frozen=True)
+class CPG(Method):
+    """Compacting, picking and growing (arXiv 1910.06562).
+
+    The first task frees the `base` smallest weights of each of the backbone's layers. Each task
+    learns a binary mask over all earlier weights and trains the free ones with it; where `goal` is
+    missed, the network is widened and the task starts again, up to `max_size`. Then its own
+    weights are pruned step by step, as far as the goal allows, and what is left is retrained.
+    Normalisation, biases, head and pick mask belong to the task. `CPG.released()` has the
+    published settings for pretrained networks.
+
+    Args:
+        score_lr, start, tau: of the pick mask, as in Piggyback.
+        weight_lr, weight_decay: of the free weights.
+        optimizer: of weights, normalisation and head: `adam`, or `sgd` with Nesterov momentum 0.9.
+        base: share of the backbone's weights that is freed, in each layer.
+        goal: validation accuracy to meet, in [0, 1], such as a network of the task's own reaches;
+            0: what the task reached before it was compacted.
+        max_size: how far the network may grow, in its own size; it does so by 0.5 each time.
+        target_modules: layers whose weights are shared; see `ksm.KSM`.
+    """
+
+    name: ClassVar[str] = "cpg"
+    published: ClassVar[Mapping[str, Any]] = {
+        "lr": 1e-3, "weight_lr": 1e-3, "score_lr": 1e-4, "weight_decay": 4e-5, "optimizer": "sgd"
+    }  # fmt: skip
+    published_training: ClassVar[Mapping[str, Any]] = {
+        "epochs": 330, "warmup": 0.0, "settle": 0, "drops": (0.5, 0.8)
+    }  # fmt: skip
+    builds_on_tasks: ClassVar[bool] = True
+
+    score_lr: float = 1e-3
+    start: float = 1e-2
+    tau: float = 5e-3
+    weight_lr: float = 1e-3
+    weight_decay: float = 0.0
+    optimizer: Literal["adam", "sgd"] = "adam"
+    base: float = 0.5
+    goal: float = 0.0
+    max_size: float = 1.0
+    target_modules: str | tuple[str, ...] | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if isinstance(self.target_modules, list):  # as JSON gives it
+            object.__setattr__(self, "target_modules", tuple(self.target_modules))
+        if self.optimizer not in ("adam", "sgd"):
+            raise KsmError(f"optimizer {self.optimizer!r}: expected adam or sgd")
+        for key in ("start", "tau"):
+            if not math.isfinite(getattr(self, key)):
+                raise KsmError(f"{key} {getattr(self, key)}: expected a finite number")
+        if not 0 <= self.weight_decay < math.inf:
+            raise KsmError(f"weight_decay {self.weight_decay}: expected a number of at least 0")
+        if not 0 <= self.base < 1:
+            raise KsmError(f"base {self.base}: expected at least 0 and less than 1")
+        if not 0 <= self.goal <= 1:
+            raise KsmError(f"goal {self.goal}: expected an accuracy from 0 to 1")
+        if not 1 <= self.max_size <= 16:
+            raise KsmError(f"max_size {self.max_size}: expected 1 to 16")
+
+    def attach(self, model: nn.Module, head: str, earlier: Sequence[Tensors] = ()) -> Iterable[str]:
+        outside = trunk(model, self.mask_from) | {head}
+        owned = list(own_norms(model, outside))
+        layers = targets(model, outside, self)
+        own_weights(model, layers, earlier, self.base, self.start, self.tau)
+        for name, module in layers.items():
+            if isinstance(module.bias, Tensor):
+                own(module)  # its bias: the weight is parametrized by now
+                owned.append(name)
+        return owned
+
+    def groups(self, model: nn.Module, head: str) -> list[dict[str, Any]]:
+        layers = [layer for _, layer in owned_weights(model)]
+        weights = [layer.value for layer in layers]
+        scores = [layer.score for layer in layers if layer.score is not None]
+        known = {id(p) for p in [*weights, *scores]}
+        others = [p for p in model.parameters() if p.requires_grad and id(p) not in known]
+        options: dict[str, Any] = {"optimizer": self.optimizer}
+        if self.optimizer == "sgd":
+            options |= {"momentum": 0.9, "nesterov": True}
+        decay = {"weight_decay": self.weight_decay}
+        return [
+            {"params": others, "lr": self.lr, **options},
+            {"params": weights, "lr": self.weight_lr, **options, **decay},
+            {"params": scores, "lr": self.score_lr},
+        ]
+
+    def phases(self, model: nn.Module, head: str, epochs: int) -> Course:
+        pick, stages, retrain = budget(epochs)
+        kept = yield Phase("pick", pick, self.groups(model, head), keeps=False)
+        if kept.accuracy < self.goal:
+            size = size_of(model)
+            if size + 0.5 <= self.max_size:
+                raise Grow(size + 0.5)
+        goal = min(self.goal or 1.0, kept.accuracy)
+        weights = [layer for _, layer in owned_weights(model)]
+        before, compacted = 0.0, False
+        for sparsity, length in stages:
+
+            def prune(share: float, low: float = before, high: float = sparsity) -> None:
+                for layer in weights:
+                    layer.prune(cubic(low, high, math.ceil(10 * share) / 10))
+
+            try:
+                found = yield Phase(
+                    f"compact to {sparsity:g}",
+                    length,
+                    self.groups(model, head),
+                    keeps=False,
+                    last=True,
+                    before_step=prune,
+                )
+            except KeyboardInterrupt:
+                return kept
+            if found.accuracy < goal:
+                break
+            kept, before, compacted = found, sparsity, True
+        if not compacted:
+            return kept
+        try:
+            found = yield Phase(
+                "retrain", retrain, self.groups(model, head), keeps=False, start=kept.state
+            )
+        except KeyboardInterrupt:
+            return kept
+        return max(found, kept, key=lambda outcome: outcome.accuracy)
+
+    @torch.no_grad()
+    def pack(self, model: nn.Module) -> dict[str, Tensor]:
+        return pack_owned(model)
+
+    @torch.no_grad()
+    def summary(self, model: nn.Module) -> dict[str, Any]:
+        return summary_of(model)
+
+    def fold(self, model: nn.Module, tensors: Tensors, earlier: Sequence[Tensors] = ()) -> None:
+        fold_owned(model, tensors, earlier)
+
+
+def cubic(start: float, end: float, progress: float) -> float:
+    """Sparsity of gradual pruning, `s_f + (s_0 - s_f) (1 - p)^3` (Zhu and Gupta, arXiv
+    1710.01878)."""
+    return end + (start - end) * (1 - progress) ** 3
+
+
+def budget(epochs: int) -> tuple[int, list[tuple[float, int]], int]:
+    """Epochs of picking, of each compacting stage with its sparsity, and of retraining.
+
+    The published 100, ten times 20, and 30 in proportion, each at least 1. With fewer epochs than
+    sparsities some of these are left out, evenly, the last one never.
+
+    Raises:
+        KsmError: fewer than 3 epochs.
+    """
+    if epochs < 3:
+        raise KsmError(f"epochs is {epochs}: cpg picks, compacts and retrains, expected at least 3")
+    whole = 100 + 200 + 30
+    pick = max(1, round(epochs * 100 / whole))
+    retrain = max(1, round(epochs * 30 / whole))
+    left = epochs - pick - retrain
+    count = min(len(LADDER), left)
+    chosen = [LADDER[round((i + 1) * len(LADDER) / count) - 1] for i in range(count)]
+    lengths = [left // count + (i < left % count) for i in range(count)]
+    return pick, list(zip(chosen, lengths, strict=True)), retrain

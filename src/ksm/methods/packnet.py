@@ -1,0 +1,108 @@
+"""PackNet: each task trains the weights that are still free, keeps some, and frees the rest."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+
+from ksm.clone import own_norms
+from ksm.errors import KsmError
+from ksm.methods._masked import Norms, check_norms, targets
+from ksm.methods._method import Course, Method, Phase, Tensors, trunk
+from ksm.methods._owned import (
+    fold_owned,
+    own_weights,
+    owned_weights,
+    pack_owned,
+    summary_of,
+)
+
+
+@dataclass(frozen=True)
+class PackNet(Method):
+    """Weights shared by pruning and retraining (arXiv 1711.05769).
+
+    The first task frees the `base` smallest weights of each of the backbone's layers. Each task
+    trains the free weights with all owned ones in use, for two thirds of the epochs; then it lets
+    go of the `prune` smallest of each layer's and retrains the others at a tenth of the learning
+    rate. `PackNet.released()` has the published settings; the published network was also retrained
+    on ImageNet after its first pruning, for which a backbone here has no images.
+
+    Args:
+        weight_lr: learning rate of the free weights.
+        base: share of the backbone's weights that is freed, in each layer.
+        prune: share of the weights that a task trained and then lets go, in each layer.
+        optimizer: `adam`, or `sgd` with momentum 0.9, of all that is trained.
+        norms: `frozen` as published, or `task`: each task has its own normalisation.
+        target_modules: layers whose weights are shared; see `ksm.KSM`.
+    """
+
+    name: ClassVar[str] = "packnet"
+    published: ClassVar[Mapping[str, Any]] = {
+        "lr": 1e-3, "weight_lr": 1e-3, "optimizer": "sgd", "norms": "frozen"
+    }  # fmt: skip
+    published_training: ClassVar[Mapping[str, Any]] = {
+        "epochs": 30, "warmup": 0.0, "settle": 0, "drops": (0.5,)
+    }  # fmt: skip
+    builds_on_tasks: ClassVar[bool] = True
+
+    weight_lr: float = 1e-3
+    base: float = 0.5
+    prune: float = 0.75
+    optimizer: Literal["adam", "sgd"] = "adam"
+    norms: Norms = "task"
+    target_modules: str | tuple[str, ...] | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if isinstance(self.target_modules, list):  # as JSON gives it
+            object.__setattr__(self, "target_modules", tuple(self.target_modules))
+        check_norms(self.norms)
+        if self.optimizer not in ("adam", "sgd"):
+            raise KsmError(f"optimizer {self.optimizer!r}: expected adam or sgd")
+        for key in ("base", "prune"):
+            if not 0 <= getattr(self, key) < 1:
+                raise KsmError(f"{key} {getattr(self, key)}: expected at least 0 and less than 1")
+
+    def attach(self, model: nn.Module, head: str, earlier: Sequence[Tensors] = ()) -> Iterable[str]:
+        outside = trunk(model, self.mask_from) | {head}
+        owned = list(own_norms(model, outside)) if self.norms == "task" else []
+        own_weights(model, targets(model, outside, self), earlier, self.base)
+        return owned
+
+    def groups(self, model: nn.Module, head: str) -> list[dict[str, Any]]:
+        weights = [owned.value for _, owned in owned_weights(model)]
+        known = {id(weight) for weight in weights}
+        others = [p for p in model.parameters() if p.requires_grad and id(p) not in known]
+        options: dict[str, Any] = {"optimizer": self.optimizer}
+        if self.optimizer == "sgd":
+            options["momentum"] = 0.9
+        return [
+            {"params": others, "lr": self.lr, **options},
+            {"params": weights, "lr": self.weight_lr, **options},
+        ]
+
+    def phases(self, model: nn.Module, head: str, epochs: int) -> Course:
+        if epochs < 2:
+            raise KsmError(f"epochs is {epochs}: packnet trains and retrains, expected at least 2")
+        train = max(1, round(epochs * 2 / 3))
+        yield Phase("train", train, self.groups(model, head), keeps=False)
+        for _, owned in owned_weights(model):
+            owned.prune(self.prune)
+        slower = [{**group, "lr": group["lr"] / 10} for group in self.groups(model, head)]
+        return (yield Phase("retrain", epochs - train, slower))
+
+    @torch.no_grad()
+    def pack(self, model: nn.Module) -> dict[str, Tensor]:
+        return pack_owned(model)
+
+    @torch.no_grad()
+    def summary(self, model: nn.Module) -> dict[str, Any]:
+        return summary_of(model)
+
+    def fold(self, model: nn.Module, tensors: Tensors, earlier: Sequence[Tensors] = ()) -> None:
+        fold_owned(model, tensors, earlier)
