@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any
@@ -16,7 +16,7 @@ from torch import nn
 import ksm
 from ksm.backbones import Description, describe
 from ksm.backbones import backbone as backbone_by_name
-from ksm.data.folder import Folder, Sample, scan
+from ksm.data.folder import Folder, Sample, scan, spread
 from ksm.data.load import MEMORY, Images, load
 from ksm.data.preprocess import Preprocess
 from ksm.errors import KsmError
@@ -37,7 +37,7 @@ def learn(
     size: int | None = None,
     crop: float = 1.0,
     head: str | None = None,
-    limit: int | Mapping[str, int] | None = None,
+    limit: int | None = None,
     earlier: Sequence[Task] = (),
     strict: bool = False,
     watcher: Watcher | None = None,
@@ -55,8 +55,7 @@ def learn(
         crop: share of the short side that is seen; 1: all of it. ImageNet's habit of 0.875 cuts
             off the border, which costs much where the object fills the picture.
         head: see `ksm.add_task`.
-        limit: use at most so many training images, the same ones at each run; or a number for
-            each of the splits `train`, `val` and `test`.
+        limit: use at most so many training images, the same ones at each run.
         earlier: see `ksm.add_task`.
         strict: an unreadable image is an error.
 
@@ -80,8 +79,7 @@ def learn(
         raise KsmError(f"size is {preprocess.size}: expected 16 to 4096 pixels")
     if not 0 < crop <= 1:
         raise KsmError(f"crop is {crop}: expected a value from 0 to 1")
-    limits = {"train": limit} if isinstance(limit, int) else limit or {}
-    chosen = {split: _limited(found, split, limits.get(split)) for split in found.splits}
+    chosen = {**found.splits, "train": _limited(found, limit)}
     watcher.scanned(
         dataclasses.replace(found, splits=chosen), training.epochs_for(len(chosen["train"]))
     )
@@ -225,19 +223,16 @@ def _train(
     return Run(epochs, outcome.record, stopped, seconds)
 
 
-def _limited(folder: Folder, split: str, limit: int | None) -> list[Sample]:
-    """At most `limit` samples, spread evenly over the list, which is sorted by class."""
-    samples = folder.splits[split]
+def _limited(folder: Folder, limit: int | None) -> list[Sample]:
+    samples = folder.splits["train"]
     if limit is None or limit >= len(samples):
         return samples
     if limit < len(folder.classes):
         raise KsmError(
             f"limit is {limit}: expected at least {len(folder.classes)}, an image a class"
         )
-    chosen = [samples[i * len(samples) // limit] for i in range(limit)]
-    if split == "train" and (
-        missing := {label for _, label in samples} - {label for _, label in chosen}
-    ):
+    chosen = spread(samples, limit)
+    if missing := {label for _, label in samples} - {label for _, label in chosen}:
         name = folder.classes[min(missing)]
         raise KsmError(f"limit {limit} leaves no training image of class {name!r}: raise it")
     return chosen

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -35,8 +36,9 @@ def widened(backbone: nn.Module, size: float) -> nn.Module:
     description = describe(backbone)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        if callable(make := getattr(backbone, "widened", None)):
-            network = make(size)
+        make: Any = getattr(backbone, "widened", None)
+        if make is not None:
+            network: nn.Module = make(size)
         else:
             network = _scaled(backbone, math.sqrt(size), description.head)
     state = backbone.state_dict()
@@ -101,7 +103,7 @@ def _scaled(backbone: nn.Module, width: float, head: str) -> nn.Module:
             module.out_features = round(last * width)
             shape = (module.out_features, module.in_features)
             module.weight = nn.Parameter(module.weight.new_empty(shape))
-            if module.bias is not None:
+            if "bias" in dict(module.named_parameters()):
                 module.bias = nn.Parameter(module.weight.new_empty(module.out_features))
         else:
             raise KsmError(

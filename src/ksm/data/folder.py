@@ -109,6 +109,12 @@ def scan_labelled(root: str | os.PathLike[str], classes: tuple[str, ...]) -> lis
     return _samples(root, classes)
 
 
+def spread(samples: list[Sample], limit: int | None) -> list[Sample]:
+    """At most `limit` of the samples, spread evenly over the list, which is sorted by class."""
+    limit = min(len(samples), len(samples) if limit is None else limit)
+    return [samples[i * len(samples) // limit] for i in range(limit)]
+
+
 def image_folder(path: str | os.PathLike[str]) -> Path:
     """The path, if it is a folder that can be looked into.
 

@@ -1,0 +1,203 @@
+"""What is compared: the tasks and their order, the rows (methods with settings), the budget."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ksm.data.load import Augment
+from ksm.data.sets import SETS, get
+from ksm.errors import KsmError
+from ksm.methods import METHODS, make
+
+
+@dataclass(frozen=True)
+class Domain:
+    """One task of a comparison.
+
+    Args:
+        name: of the task.
+        source: one of ksm's data sets by name, or a folder of labelled images.
+        augment: what suits its images; see `ksm.Training`.
+        classes: only these; None: all.
+    """
+
+    name: str
+    source: str
+    augment: Augment = "flip"
+    classes: tuple[str, ...] | None = None
+
+    def folder(self) -> Path:
+        return get(self.source) if self.source in SETS else Path(self.source)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row of the table: a method with settings.
+
+    Args:
+        name: of the row.
+        method: see `ksm.methods`.
+        recipe: `default`, or `released` for the published settings, schedule included; the
+            protocol's epochs stay.
+        settings: of the method.
+        goal_of: name of the row whose validation accuracy on the same task and seed is this one's
+            `goal` (CPG).
+    """
+
+    name: str
+    method: str
+    recipe: str = "default"
+    settings: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    goal_of: str | None = None
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """A comparison's common ground.
+
+    Args:
+        name: of the comparison.
+        domains: in the order in which they are learned.
+        backbone: by name.
+        size: image side in pixels.
+        epochs, batch: of each task; a method divides the epochs among its phases.
+        limit: at most so many images of a split, by the split's name.
+    """
+
+    name: str
+    domains: tuple[Domain, ...]
+    backbone: str
+    size: int = 64
+    epochs: int = 8
+    batch: int = 32
+    limit: Mapping[str, int] = field(default_factory=dict[str, int])
+
+    def __post_init__(self) -> None:
+        names = [domain.name for domain in self.domains]
+        if len(set(names)) != len(names):
+            raise KsmError(f"two tasks have the same name: {', '.join(sorted(names))}")
+
+
+ROWS: dict[str, Row] = {
+    row.name: row
+    for row in (
+        Row("probe", "probe", settings={"lr": 1e-2}),
+        Row("bn", "bn", settings={"lr": 1e-2}),
+        Row("random-mask", "random-mask", settings={"lr": 1e-2}),
+        Row("piggyback", "piggyback", settings={"norms": "frozen"}),
+        Row("piggyback+bn", "piggyback"),
+        Row("piggyback-ternary+bn", "piggyback", settings={"values": "ternary"}),
+        Row("packnet", "packnet", settings={"norms": "frozen"}),
+        Row("packnet+bn", "packnet"),
+        Row("finetune", "finetune"),
+        Row("cpg", "cpg", goal_of="finetune"),
+        Row("scratch", "scratch"),
+        Row("ksm-released", "ksm", recipe="released"),
+        Row("ksm", "ksm"),
+    )
+}
+"""The rows by name. `+bn`: each task has its own BatchNorm; without it, frozen as published.
+Learning rates of norms and head were selected on the validation split of two domains."""
+
+
+def rows_named(names: list[str]) -> tuple[Row, ...]:
+    """Rows by name; a method's name alone means the method with its default settings.
+
+    Raises:
+        KsmError: there is no such row.
+    """
+    found: list[Row] = []
+    for name in names:
+        if name not in ROWS and name not in METHODS:
+            raise KsmError(f"no row {name!r}: expected one of {', '.join(ROWS)}")
+        found.append(ROWS.get(name) or Row(name, name))
+    return tuple(found)
+
+
+FIVE_DOMAINS = (
+    Domain("fashion", "fashion"),
+    Domain("solar", "solar"),
+    Domain("emoji-line", "emoji-line"),
+    Domain("emoji-style", "emoji-style"),
+    Domain("characters", "characters", augment="none"),  # a mirrored letter is another letter
+)
+
+
+def five_domains(backbone: str = "resnet50_1by2") -> Protocol:
+    """Photographs, inspection, line drawings, art styles and characters on one backbone: a small
+    stand-in for the field's ImageNet-to-Sketch from package registries alone."""
+    limit = {"train": 1000, "val": 500, "test": 1000}
+    return Protocol("five-domains", FIVE_DOMAINS, backbone, limit=limit)
+
+
+def ablation(backbone: str = "resnet50_1by2") -> Protocol:
+    """Two of the five domains, to choose settings on their validation splits."""
+    return dataclasses.replace(five_domains(backbone), name="ablation", domains=FIVE_DOMAINS[3:])
+
+
+def _variants(method: str, *settings: dict[str, Any]) -> list[Row]:
+    texts = [" ".join(f"{k}={v}" for k, v in one.items()) or "default" for one in settings]
+    return [
+        Row(f"{method} {text}", method, settings=one)
+        for text, one in zip(texts, settings, strict=True)
+    ]
+
+
+SELECTION = {
+    row.name: row
+    for row in (
+        *_variants("bn", {"lr": 3e-3}, {"lr": 1e-2}, {"lr": 3e-2}),
+        *_variants("piggyback", {}, {"lr": 1e-2}, {"score_lr": 3e-3}),
+        *_variants("finetune", {}, {"weight_lr": 3e-4}),
+        *_variants("ksm", {}, {"lr": 1e-2}),
+    )
+}
+"""Learning rates to select from; see `ROWS`."""
+
+ABLATION = {
+    row.name: row
+    for row in (
+        *_variants(
+            "ksm",
+            {},
+            {"scaling": "none"},
+            {"scaling": "minmax", "alpha": 0.5},
+            {"scaling": "released", "alpha": 0.5},
+            {"alpha": 0.5},
+            {"granularity": "group"},
+            {"granularity": "channel"},
+            {"granularity": "element"},
+            {"temperature": 100.0},
+            {"temperature": 1.0},
+            {"noise": True},
+            {"score_lr": 2e-4},
+            {"score_lr": 5e-3},
+            {"mask_from": "layer2"},
+            {"mask_from": "layer3"},
+        ),
+        Row("ksm released", "ksm", recipe="released"),
+    )
+}
+"""One setting of ksm changed at a time."""
+
+
+def setup_of(protocol: Protocol, row: Row, place: int, seed: int) -> dict[str, Any]:
+    """All that decides a cell's result, ready for JSON."""
+    domain = protocol.domains[place]
+    method = make(row.method, row.recipe, **row.settings)
+    order = [d.name for d in protocol.domains[:place]] if method.builds_on_tasks else []
+    shared = {k: v for k, v in dataclasses.asdict(protocol).items() if k != "domains"}
+    return {
+        **shared,
+        "domain": {**dataclasses.asdict(domain), "source": Path(domain.source).name},
+        "row": row.name,
+        "recipe": row.recipe,
+        "method": method.settings(),
+        "goal_of": row.goal_of,
+        "earlier": order,
+        "seed": seed,
+    }
