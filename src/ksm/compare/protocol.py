@@ -193,6 +193,7 @@ def setup_of(protocol: Protocol, row: Row, place: int, seed: int) -> dict[str, A
     shared = {k: v for k, v in dataclasses.asdict(protocol).items() if k != "domains"}
     return {
         **shared,
+        "tasks": [d.name for d in protocol.domains],
         "domain": {**dataclasses.asdict(domain), "source": Path(domain.source).name},
         "row": row.name,
         "recipe": row.recipe,

@@ -1,0 +1,129 @@
+"""Cells to pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+import numpy as np
+
+from ksm import metrics
+from ksm.compare.report import Results
+from ksm.plot import INK, figure, save
+
+COLOURS = {
+    "ksm": "#d1495b", "piggyback": "#0b6e99", "packnet": "#2e8b57", "cpg": "#8a5a00",
+    "bn": "#7a5ea8", "probe": "#a9a9b2", "random-mask": "#c98fb5", "finetune": "#222222",
+    "scratch": "#9c9c9c",
+}  # fmt: skip
+
+
+def draw(results: Results, out: Path) -> list[Path]:
+    """Accuracy against bytes, against training time and by task, and the accuracy matrices.
+
+    Returns:
+        The PNG files.
+
+    Raises:
+        KsmError: matplotlib is not installed, or a file cannot be written.
+    """
+    rows = [row for row in results.rows if results.seeds(row)]
+    files = [out / f"{name}.png" for name in ("bytes", "time", "tasks", "matrix")]
+
+    def bytes_of(cell: dict[str, Any]) -> float:
+        return cell["bytes"]["file"] / 1e6
+
+    def seconds_of(cell: dict[str, Any]) -> float:
+        return cell["seconds"]
+
+    _scatter(results, rows, bytes_of, "a task's file (MB)", files[0])
+    _scatter(results, rows, seconds_of, "training of a task (s)", files[1])
+    _tasks(results, rows, files[2])
+    _matrices(results, rows, files[3])
+    return files
+
+
+def _scatter(
+    results: Results,
+    rows: list[str],
+    cost: Callable[[dict[str, Any]], float],
+    label: str,
+    file: Path,
+) -> None:
+    picture = figure(figsize=(7, 4.4))
+    axes = picture.subplots()
+    for row in rows:
+        x = mean(cost(cell) for cell in results.of_row(row))
+        y, half = metrics.interval(results.averages(row))
+        colour = _colour(row, results)
+        axes.errorbar(
+            [x], [y], [[0 if np.isnan(half) else half]] * 2, fmt="o", ms=6, color=colour, capsize=3
+        )
+        axes.annotate(
+            row, (x, y), textcoords="offset points", xytext=(7, 5), color=colour, fontsize=8
+        )
+    axes.set(xscale="log", xlabel=f"{label}, log scale", ylabel="average test accuracy (%)")
+    axes.margins(x=0.2)
+    _plain(axes)
+    save(picture, file)
+
+
+def _tasks(results: Results, rows: list[str], file: Path) -> None:
+    picture = figure(figsize=(1.7 * len(results.tasks) + 2.5, 4.4))
+    axes = picture.subplots()
+    width = 0.8 / len(rows)
+    for number, row in enumerate(rows):
+        tests = results.tests(row)
+        y = [mean(v for (t, _), v in tests.items() if t == task) for task in results.tasks]
+        x = [place + (number + 0.5) * width - 0.4 for place in range(len(y))]
+        axes.bar(x, y, width * 0.92, color=_colour(row, results), label=row)
+    axes.set_xticks(range(len(results.tasks)), results.tasks)
+    axes.set(ylabel="test accuracy (%)", ylim=(0, 100))
+    axes.legend(frameon=False, fontsize=7, ncols=1, loc="center left", bbox_to_anchor=(1, 0.5))
+    _plain(axes)
+    save(picture, file)
+
+
+def _matrices(results: Results, rows: list[str], file: Path) -> None:
+    columns = min(4, len(rows))
+    lines = -(-len(rows) // columns)
+    count = len(results.tasks)
+    picture = figure(figsize=(2.6 * columns + 1, 2.5 * lines + 0.6))
+    grid = np.atleast_1d(picture.subplots(lines, columns, sharex=True, sharey=True)).reshape(-1)
+    image = None
+    for axes, row in zip(grid, rows, strict=False):
+        matrix = 100 * np.mean([results.matrix(row, s) for s in results.seeds(row)], axis=0)
+        image = axes.imshow(matrix, vmin=0, vmax=100, cmap="viridis")
+        for i in range(count):
+            for j in range(i + 1 if count <= 6 else 0):
+                value = matrix[i, j]
+                colour = "white" if value < 60 else INK
+                axes.text(j, i, f"{value:.0f}", ha="center", va="center", fontsize=7, color=colour)
+        axes.set_title(row, fontsize=8)
+        axes.set_xticks(range(count), results.tasks, rotation=90, fontsize=6)
+        axes.set_yticks(range(count), results.tasks, fontsize=6)
+    for axes in grid[len(rows) :]:
+        axes.axis("off")
+    picture.supxlabel("test accuracy (%) on", fontsize=8)
+    picture.supylabel("after learning", fontsize=8)
+    picture.colorbar(image, ax=grid.tolist(), shrink=0.7)
+    save(picture, file)
+
+
+def _colour(row: str, results: Results) -> str:
+    """The colour of the row's method; a lighter one for a second row of the same method."""
+    method = _method(results, row)
+    same = [r for r in results.rows if _method(results, r) == method]
+    share = 0.45 * same.index(row) / max(1, len(same))
+    rgb = [int(COLOURS.get(method, "#555555")[i : i + 2], 16) for i in (1, 3, 5)]
+    return "#" + "".join(f"{round(c + (255 - c) * share):02x}" for c in rgb)
+
+
+def _method(results: Results, row: str) -> str:
+    return next(c["setup"]["method"]["name"] for (r, _, _), c in results.cells.items() if r == row)
+
+
+def _plain(axes: Any) -> None:
+    axes.spines[["top", "right"]].set_visible(False)

@@ -1,0 +1,239 @@
+"""Cells to a table that a person reads."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+import numpy as np
+
+from ksm import metrics
+from ksm.compare.cells import Cell, read
+from ksm.compare.protocol import ROWS
+from ksm.display import clock, size
+from ksm.errors import KsmError
+
+
+@dataclass(frozen=True)
+class Results:
+    """All cells of a comparison.
+
+    Args:
+        cells: by row, task and seed.
+        rows, tasks: names; rows in the order of `ROWS`, others by name; tasks as learned.
+    """
+
+    cells: dict[tuple[str, str, int], Cell]
+    rows: tuple[str, ...]
+    tasks: tuple[str, ...]
+
+    @classmethod
+    def of(cls, out: Path) -> Results:
+        """Read all cells under a folder.
+
+        Raises:
+            KsmError: there is none, or they are of different protocols.
+        """
+        found = [read(path) for path in sorted((out / "cells").glob("*.json"))]
+        if not found:
+            raise KsmError(f"no cells in {out / 'cells'}: run the comparison first")
+        protocols = {json_key(_protocol(cell)) for cell in found}
+        if len(protocols) > 1:
+            raise KsmError(f"{out} has cells of {len(protocols)} protocols: keep each in a folder")
+        cells = {
+            (c["setup"]["row"], c["setup"]["domain"]["name"], c["setup"]["seed"]): c for c in found
+        }
+        known = list(ROWS)
+        rows = sorted(
+            {row for row, _, _ in cells}, key=lambda r: (known.index(r) if r in known else 99, r)
+        )
+        return cls(cells, tuple(rows), tuple(found[0]["setup"]["tasks"]))
+
+    def seeds(self, row: str) -> list[int]:
+        """Seeds with which all tasks of the row were measured."""
+        seeds = sorted({s for r, _, s in self.cells if r == row})
+        return [s for s in seeds if all((row, task, s) in self.cells for task in self.tasks)]
+
+    def tests(self, row: str) -> dict[tuple[str, int], float]:
+        """Test accuracies of a row in %, by task and seed, complete seeds alone."""
+        return {
+            (task, seed): 100 * self.cells[row, task, seed]["test"]
+            for seed in self.seeds(row)
+            for task in self.tasks
+        }
+
+    def averages(self, row: str) -> list[float]:
+        """Average test accuracy over the tasks in %, a seed."""
+        tests = self.tests(row)
+        return [mean(tests[task, s] for task in self.tasks) for s in self.seeds(row)]
+
+    def matrix(self, row: str, seed: int) -> metrics.Matrix:
+        """The accuracy matrix `R`, see `ksm.metrics`; nan where it was not measured."""
+        matrix = np.full((len(self.tasks), len(self.tasks)), np.nan)
+        for i, task in enumerate(self.tasks):
+            for other, accuracy in self.cells[row, task, seed]["accuracies"].items():
+                matrix[i, self.tasks.index(other)] = accuracy
+        return matrix
+
+    def of_row(self, row: str) -> list[Cell]:
+        return [self.cells[row, task, s] for s in self.seeds(row) for task in self.tasks]
+
+
+def markdown(results: Results, about: str = "", against: str = "ksm") -> str:
+    """The report: what was done, accuracies, differences, cost, and what tasks did to each other.
+
+    Args:
+        about: a paragraph for the head.
+        against: the row with which the others are compared, seed by seed and task by task.
+    """
+    complete = [row for row in results.rows if results.seeds(row)]
+    if not complete:
+        raise KsmError("no row is complete yet: each needs all tasks with at least one seed")
+    parts = [_head(results, about), _accuracies(results, complete)]
+    if against in complete and len(complete) > 1:
+        parts.append(_differences(results, complete, against))
+    parts += [_cost(results, complete), _transfer(results, complete)]
+    if missing := [row for row in results.rows if row not in complete]:
+        parts.append(f"Not complete yet, and left out: {', '.join(missing)}.")
+    return "\n\n".join(parts) + "\n"
+
+
+def _head(results: Results, about: str) -> str:
+    cell = next(iter(results.cells.values()))
+    setup, machine = cell["setup"], cell["machine"]
+    limit = ", ".join(f"{n} {split}" for split, n in setup["limit"].items())
+    versions = ", ".join(f"{k} {v}" for k, v in cell["versions"].items())
+    threads = sorted({c["machine"]["threads"] for c in results.cells.values()})
+    lines = [
+        f"# {setup['name']} on {setup['backbone']}",
+        "",
+        *([about, ""] if about else []),
+        f"{len(results.tasks)} tasks in this order: {', '.join(results.tasks)}. Images of "
+        f"{setup['size']} pixels{f', at most {limit}' if limit else ''}; {setup['epochs']} epochs "
+        f"of {setup['batch']} images a step, which each method divides among its phases. The "
+        "validation split selects the epoch, the test split is read once at the end. Test accuracy "
+        "in %; ± is half the 95 % confidence interval of the mean over seeds (Student's t), and "
+        "is not given for one seed.",
+        "",
+        f"Measured on {machine['device']} ({machine['processor']}, {machine['cores']} cores, "
+        f"{', '.join(map(str, threads))} threads a cell); {versions}. A file a cell in `cells/`.",
+    ]
+    return "\n".join(lines)
+
+
+def _accuracies(results: Results, rows: Sequence[str]) -> str:
+    head = ["row", "seeds", *results.tasks, "average"]
+    body: list[list[str]] = []
+    for row in rows:
+        tests, seeds = results.tests(row), results.seeds(row)
+        by_task = [text([tests[task, seed] for seed in seeds]) for task in results.tasks]
+        body.append([row, str(len(seeds)), *by_task, f"**{text(results.averages(row))}**"])
+    return "## Accuracy\n\n" + table(head, body)
+
+
+def _differences(results: Results, rows: Sequence[str], against: str) -> str:
+    body: list[list[str]] = []
+    for row in rows:
+        if row == against:
+            continue
+        found = metrics.paired(results.tests(against), results.tests(row))
+        if found:
+            centre, half = metrics.interval(found)
+            clear = "-" if math.isnan(half) else "yes" if abs(centre) > half else "no"
+            body.append([f"{against} - {row}", str(len(found)), text(found, "+"), clear])
+    return (
+        f"## {against} against the others\n\nDifference of the average in points, paired by seed "
+        "and task; `clear`: the interval does not hold 0.\n\n"
+        + table(["difference", "seeds", "points", "clear"], body)
+    )
+
+
+def _cost(results: Results, rows: Sequence[str]) -> str:
+    head = [
+        "row", "task file", "all files", "of it masks", "trained parameters", "training",
+        "images/s", "epochs", "peak memory",
+    ]  # fmt: skip
+    body: list[list[str]] = []
+    for row in rows:
+        cells = results.of_row(row)
+        runs = len(results.seeds(row))
+        memory = [c["peak_memory"]["bytes"] for c in cells if c["peak_memory"]["bytes"]]
+        body.append(
+            [
+                row,
+                size(mean(c["bytes"]["file"] for c in cells)),
+                size(sum(c["bytes"]["file"] for c in cells) / runs),
+                size(sum(c["bytes"]["mask"] for c in cells) / runs),
+                f"{mean(c['parameters'] for c in cells) / 1e6:.2f} M",
+                clock(mean(c["seconds"] for c in cells)),
+                f"{mean(c['images_per_second'] for c in cells):.0f}",
+                f"{mean(c['epochs'] for c in cells):.1f}",
+                size(mean(memory)) if memory else "-",
+            ]
+        )
+    of = next(iter(results.cells.values()))["peak_memory"]["of"]
+    return (
+        "## Cost\n\nMeans over tasks and seeds; `all files`: on disk for all tasks together, "
+        f"the backbone not counted. Peak memory: {of}.\n\n" + table(head, body)
+    )
+
+
+def _transfer(results: Results, rows: Sequence[str]) -> str:
+    body: list[list[str]] = []
+    for row in rows:
+        seeds = results.seeds(row)
+        matrices = [results.matrix(row, seed) for seed in seeds]
+        if any(np.isnan(m[np.tril_indices(len(m))]).any() for m in matrices):
+            continue
+        alone = [
+            [results.cells["finetune", t, s]["test"] for t in results.tasks]
+            for s in seeds
+            if "finetune" in rows and s in results.seeds("finetune")
+        ]
+        forward = [
+            100 * metrics.forward_transfer(m, a) for m, a in zip(matrices, alone, strict=False)
+        ]
+        body.append(
+            [
+                row,
+                text([100 * metrics.average_accuracy(m) for m in matrices]),
+                text([100 * metrics.forgetting(m) for m in matrices]),
+                text([100 * metrics.backward_transfer(m) for m in matrices], "+"),
+                text(forward, "+") if forward else "-",
+            ]
+        )
+    return (
+        "## What tasks do to each other\n\nFrom the accuracy matrix, each earlier task tested "
+        "again from its file after each later one. Forgetting after Chaudhry et al. 2018, backward "
+        "transfer after Lopez-Paz and Ranzato 2017; forward transfer: accuracy less that of a "
+        "fine-tuned copy for the task alone. In points.\n\n"
+        + table(["row", "average", "forgetting", "backward", "forward"], body)
+    )
+
+
+def text(values: Sequence[float], sign: str = "") -> str:
+    """Mean with half its interval, one decimal."""
+    centre, half = metrics.interval(values)
+    return f"{centre:{sign}.1f}" + ("" if math.isnan(half) else f" ± {half:.1f}")
+
+
+def table(head: Sequence[str], body: Sequence[Sequence[str]]) -> str:
+    """A Markdown table, its first column to the left and the others to the right."""
+    rule = ["---", *["---:"] * (len(head) - 1)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in [head, rule, *body])
+
+
+def _protocol(cell: Cell) -> dict[str, Any]:
+    setup = cell["setup"]
+    keys = ("name", "backbone", "size", "epochs", "batch", "limit", "tasks")
+    return {key: setup[key] for key in keys}
+
+
+def json_key(value: Any) -> str:
+    import json
+
+    return json.dumps(value, sort_keys=True)
