@@ -9,12 +9,18 @@ import ksm
 
 PUBLIC = [
     "BN",
+    "CPG",
     "KSM",
     "Bank",
+    "Finetune",
     "KsmError",
     "Method",
+    "PackNet",
+    "Piggyback",
     "Preprocess",
     "Probe",
+    "RandomMask",
+    "Scratch",
     "Task",
     "Training",
     "add_task",

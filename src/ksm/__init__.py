@@ -9,7 +9,18 @@ if TYPE_CHECKING:
     from ksm.data.preprocess import Preprocess
     from ksm.errors import KsmError
     from ksm.learning import learn
-    from ksm.methods import BN, KSM, Method, Probe
+    from ksm.methods import (
+        BN,
+        CPG,
+        KSM,
+        Finetune,
+        Method,
+        PackNet,
+        Piggyback,
+        Probe,
+        RandomMask,
+        Scratch,
+    )
     from ksm.prediction import predict
     from ksm.task import Task, add_task, parameter_groups
     from ksm.training import Training
@@ -18,12 +29,18 @@ __version__ = "0.1.0"
 
 __all__ = [
     "BN",
+    "CPG",
     "KSM",
     "Bank",
+    "Finetune",
     "KsmError",
     "Method",
+    "PackNet",
+    "Piggyback",
     "Preprocess",
     "Probe",
+    "RandomMask",
+    "Scratch",
     "Task",
     "Training",
     "add_task",
@@ -35,12 +52,18 @@ __all__ = [
 
 _HOMES = {
     "BN": "ksm.methods",
+    "CPG": "ksm.methods",
     "KSM": "ksm.methods",
     "Bank": "ksm.bank",
+    "Finetune": "ksm.methods",
     "KsmError": "ksm.errors",
     "Method": "ksm.methods",
+    "PackNet": "ksm.methods",
+    "Piggyback": "ksm.methods",
     "Preprocess": "ksm.data.preprocess",
     "Probe": "ksm.methods",
+    "RandomMask": "ksm.methods",
+    "Scratch": "ksm.methods",
     "Task": "ksm.task",
     "Training": "ksm.training",
     "add_task": "ksm.task",

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar, cast
 
 import typer
 
+from ksm.compare.command import bench, compare
 from ksm.errors import KsmError
 
 if TYPE_CHECKING:
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 
     from ksm.bank import Bank
     from ksm.display import Display
+    from ksm.methods import Method
     from ksm.task import Task
 
 T = TypeVar("T")
@@ -32,6 +34,8 @@ app = typer.Typer(
 )
 data_app = typer.Typer(help="Benchmark images that package registries carry.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
+app.command("compare")(compare)
+app.add_typer(bench, name="bench")
 
 BankOption = Annotated[Path, typer.Option("--bank", envvar="KSM_BANK", help="Folder of tasks.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
@@ -58,7 +62,10 @@ def learn(
     bank: BankOption = BANK,
     backbone: BackboneOption = None,
     method: Annotated[
-        str, typer.Option(help="ksm, piggyback, bn, probe, random-mask, finetune or scratch.")
+        str,
+        typer.Option(
+            help="ksm, piggyback, packnet, cpg, bn, probe, random-mask, finetune, scratch."
+        ),
     ] = "ksm",
     recipe: Annotated[
         str, typer.Option(help="default, or released: the paper's settings and 30 epochs.")
@@ -123,6 +130,7 @@ def learn(
     log = Bank(bank).path(name).with_suffix(".log.jsonl")
     with Display(console, log) as display:
         module = load_backbone(DEFAULT if backbone is None else backbone)
+        earlier = _earlier(Bank(bank), chosen, module, head, name)
         task = learn_task(
             module,
             folder,
@@ -133,6 +141,7 @@ def learn(
             crop=crop,
             head=head,
             limit=limit,
+            earlier=earlier,
             strict=strict,
             watcher=display,
         )
@@ -305,6 +314,16 @@ def info(
                 f"{8 * sizes['mask'] / mask['weights']:.2f} bits a weight",
             ]
         )
+    if owned := _numbers(record.get("mask"), "earlier", "own", "free"):
+        before = ", ".join(link[0] for link in one.get("earlier", [])) or "the backbone alone"
+        rows.append(["builds on", before])
+        rows.append(
+            [
+                "weights",
+                f"{percent(owned['earlier'])} owned before, {percent(owned['own'])} this task's, "
+                f"{percent(owned['free'])} still free",
+            ]
+        )
     settings = _numbers(record.get("training"), "seed")
     if settings and _numbers(record, "seconds", "best_epoch"):
         epochs = len(record.get("history", []))
@@ -399,6 +418,18 @@ def _backbone_of(task: Task, name: str | None) -> nn.Module:
         if name is not None:
             raise
         raise KsmError(f"{error}; give task {task.name!r} its network with --backbone") from error
+
+
+def _earlier(
+    bank: Bank, method: Method, backbone: nn.Module, head: str | None, name: str
+) -> list[Task]:
+    """The tasks that a new one builds on; not the one of its own name, which it replaces."""
+    if not method.builds_on_tasks:
+        return []
+    from ksm.backbones import describe, fingerprint
+
+    printed = fingerprint(backbone, describe(backbone, head).head)
+    return [task for task in bank.chain(method.name, printed) if task.name != name]
 
 
 def _settings(pairs: list[str]) -> dict[str, Any]:

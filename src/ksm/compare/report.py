@@ -189,13 +189,14 @@ def _transfer(results: Results, rows: Sequence[str]) -> str:
         matrices = [results.matrix(row, seed) for seed in seeds]
         if any(np.isnan(m[np.tril_indices(len(m))]).any() for m in matrices):
             continue
-        alone = [
-            [results.cells["finetune", t, s]["test"] for t in results.tasks]
-            for s in seeds
-            if "finetune" in rows and s in results.seeds("finetune")
-        ]
+        known = results.seeds("finetune") if "finetune" in rows else []
         forward = [
-            100 * metrics.forward_transfer(m, a) for m, a in zip(matrices, alone, strict=False)
+            100
+            * metrics.forward_transfer(
+                matrix, [results.cells["finetune", t, seed]["test"] for t in results.tasks]
+            )
+            for matrix, seed in zip(matrices, seeds, strict=True)
+            if seed in known
         ]
         body.append(
             [
