@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 import ksm
+import ksm.course
 import ksm.learning
 from conftest import PREPROCESS, tiny, write_folder
 from ksm import KSM, KsmError, Training
@@ -18,7 +19,7 @@ from ksm.data.load import Images, load, normalise
 from ksm.evaluation import evaluate
 from ksm.methods import Phase
 from ksm.plot import curves
-from ksm.training import cosine, fit, settle
+from ksm.training import cosine, fit, settle, tenths
 from ksm.watch import Watcher
 
 QUICK = Training(epochs=3, batch=8)
@@ -85,13 +86,13 @@ def test_validation_selects_the_epoch(colours, monkeypatch):
         return {"accuracy": accuracy, "loss": loss}
 
     monkeypatch.setattr(training, "evaluate", pretend)
-    kept, real = [], ksm.learning.snapshot
+    kept, real = [], ksm.course.snapshot
 
     def spy(model):
         kept.append(real(model))
         return kept[-1]
 
-    monkeypatch.setattr(ksm.learning, "snapshot", spy)
+    monkeypatch.setattr(ksm.course, "snapshot", spy)
     task = learn(colours, training=Training(epochs=4, batch=8))
     assert task.record["best_epoch"] == 3  # the loss decides between equal accuracies
     assert task.metrics["val"]["accuracy"] == 0.75
@@ -100,7 +101,7 @@ def test_validation_selects_the_epoch(colours, monkeypatch):
 
 
 def test_an_interrupt_while_the_best_is_kept_loses_nothing(colours, monkeypatch):
-    real, calls = ksm.learning.snapshot, []
+    real, calls = ksm.course.snapshot, []
 
     def interrupted(*arguments, **settings):
         calls.append(1)
@@ -108,7 +109,7 @@ def test_an_interrupt_while_the_best_is_kept_loses_nothing(colours, monkeypatch)
             raise KeyboardInterrupt
         return real(*arguments, **settings)
 
-    monkeypatch.setattr(ksm.learning, "snapshot", interrupted)
+    monkeypatch.setattr(ksm.course, "snapshot", interrupted)
     task = learn(colours, training=Training(epochs=9, batch=8))
     assert task.record["stopped"] == "interrupted" and task.record["best_epoch"] >= 1
     kept = task.record["history"][task.record["best_epoch"] - 1]
@@ -369,3 +370,109 @@ def test_the_picture_of_the_curves(colours, tmp_path):
         assert picture.size[0] > 500 and len(picture.getcolors(1_000_000)) > 20
     with pytest.raises(KsmError, match="cannot write"):
         curves(task.record["history"], 1, "colours", tmp_path / "no" / "c.png")
+
+
+def test_tenths_fall_at_their_shares():
+    factor = tenths(100, 0, (0.5, 0.8))
+    assert [factor(i) for i in (0, 49, 50, 79, 80, 99)] == pytest.approx(
+        [1, 1, 0.1, 0.1, 0.01, 0.01]
+    )
+    assert [tenths(100, 4, (0.5,))(i) for i in (0, 3, 4)] == pytest.approx([0.2, 0.8, 1])
+    for drops in [(0.8, 0.5), (0.0,), (1.0,)]:
+        with pytest.raises(KsmError, match=r"drops are .* expected rising values between 0 and 1"):
+            Training(drops=drops)
+
+
+def test_groups_choose_their_optimizer():
+    model = ksm.add_task(tiny(), 3, method="probe")
+    weight, bias = model.fc.weight, model.fc.bias
+    before = weight.detach().clone(), bias.detach().clone()
+    gradients = []
+    weight.register_hook(lambda g: gradients.append(g.clone()))
+    groups = [
+        {"params": [weight], "lr": 0.5, "optimizer": "sgd"},
+        {"params": [bias], "lr": 0.01},
+    ]
+    one_step = Training(batch=16, warmup=0.0)
+    fit(model, Phase("x", 1, groups), images_of(16), images_of(5), one_step, on_best=print)
+    torch.testing.assert_close(weight.detach(), before[0] - 0.5 * gradients[0])
+    moved = (bias.detach() - before[1]).abs()  # Adam's first step is its learning rate
+    torch.testing.assert_close(moved, torch.full_like(moved, 0.01), rtol=1e-3, atol=0)
+
+
+def test_a_phase_can_ask_for_its_last_epoch_and_be_told_how_far_it_is():
+    model, shares, best = ksm.add_task(tiny(), 3), [], []
+    asked = Phase("x", 3, ksm.parameter_groups(model), last=True, before_step=shares.append)
+    fit(model, asked, images_of(16), images_of(5), Training(batch=8), done=4, on_best=best.append)
+    assert [record["epoch"] for record in best] == [7]
+    assert shares == pytest.approx([i / 6 for i in range(6)])
+
+
+class Scripted(KSM):
+    """Phases whose validation accuracies are made up."""
+
+    def phases(self, model, head, epochs):
+        groups = self.groups(model, head)
+        first = yield Phase("first", 1, groups, keeps=False)
+        with torch.no_grad():
+            model.fc.bias += 5
+        try:
+            second = yield Phase("second", 1, groups, keeps=False)
+        except KeyboardInterrupt:
+            return first
+        yield Phase("third", 1, groups, start=first.state)
+        return second
+
+
+def pretend_accuracies(monkeypatch, values, interrupt_at=None):
+    values = iter(values)
+    count = iter(range(99))
+
+    def pretend(model, images, batch=64):
+        if next(count) == interrupt_at:
+            raise KeyboardInterrupt
+        return {"accuracy": next(values), "loss": 1.0}
+
+    monkeypatch.setattr(ksm.training, "evaluate", pretend)
+
+
+def test_the_outcome_that_a_method_returns_is_the_task(colours, monkeypatch):
+    pretend_accuracies(monkeypatch, [0.2, 0.4, 0.9])
+    task = learn(colours, method=Scripted())
+    assert task.metrics["val"]["accuracy"] == 0.4 and task.record["best_epoch"] == 2
+    assert [r["phase"] for r in task.record["history"]] == ["first", "second", "third"]
+    assert [r["epoch"] for r in task.record["history"]] == [1, 2, 3]
+    assert task.tensors["own/fc.bias"].min() > 4
+
+
+def test_an_interrupted_phase_falls_back_to_what_the_method_says(colours, monkeypatch):
+    pretend_accuracies(monkeypatch, [0.2, 0.4], interrupt_at=1)
+    task = learn(colours, method=Scripted())
+    assert task.record["stopped"] == "interrupted" and task.record["best_epoch"] == 1
+    assert task.tensors["own/fc.bias"].max() < 4
+    pretend_accuracies(monkeypatch, [0.2, 0.4], interrupt_at=0)
+    with pytest.raises(KsmError, match="interrupted before there was anything to keep"):
+        learn(colours, method=Scripted())
+
+
+def test_cpg_grows_until_its_goal_is_met_or_it_may_not(colours, monkeypatch, tmp_path):
+    backbone = tiny()
+    pretend_accuracies(monkeypatch, [0.1, 0.2, 0.9, 0.95, 0.5] + [0.9] * 9)
+    method = ksm.CPG(goal=0.9, max_size=2.0)
+    task = learn(colours, backbone, method=method, training=Training(epochs=3, batch=8))
+    assert task.grown == 2.0 and task.metrics["val"]["accuracy"] == 0.95
+    phases = [r["phase"] for r in task.record["history"]]
+    assert phases == ["pick", "pick", "pick", "compact to 0.95", "retrain"]
+    assert task.record["best_epoch"] == 4
+    bank = ksm.Bank(tmp_path / "bank")
+    bank.save(task)
+    stored = bank.load("t").on(backbone)
+    x = torch.randn(2, 3, 32, 32)
+    assert torch.equal(stored(x), task.on(backbone)(x))
+    assert stored.stem.weight.shape[0] == round(8 * 2**0.5)
+
+
+def test_packnet_needs_two_epochs_and_cpg_three(colours):
+    for method, epochs, least in [("packnet", 1, 2), ("cpg", 2, 3)]:
+        with pytest.raises(KsmError, match=f"epochs is {epochs}: .* expected at least {least}"):
+            learn(colours, method=method, training=Training(epochs=epochs, batch=8))

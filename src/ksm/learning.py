@@ -6,7 +6,6 @@ import dataclasses
 import os
 import platform
 from collections.abc import Sequence
-from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any
 
@@ -16,14 +15,15 @@ from torch import nn
 import ksm
 from ksm.backbones import Description, describe
 from ksm.backbones import backbone as backbone_by_name
+from ksm.course import Run
 from ksm.data.folder import Folder, Sample, scan, spread
 from ksm.data.load import MEMORY, Images, load
 from ksm.data.preprocess import Preprocess
 from ksm.errors import KsmError
 from ksm.evaluation import evaluate
-from ksm.methods import Grow, Method, Outcome, Phase, make
-from ksm.task import Task, add_task, origin, restore, snapshot
-from ksm.training import Training, fit
+from ksm.methods import Grow, Method, Outcome, make
+from ksm.task import Task, add_task
+from ksm.training import Training
 from ksm.watch import Watcher
 
 
@@ -102,7 +102,7 @@ def learn(
     with torch.random.fork_rng(gpus):
         torch.manual_seed(training.seed)
 
-        def attempt(grown: float) -> tuple[nn.Module, Run]:
+        def attempt(grown: float) -> tuple[nn.Module, Outcome]:
             count = len(found.classes)
             model = add_task(
                 backbone, count, method=method, head=head, earlier=earlier, grown=grown
@@ -110,14 +110,15 @@ def learn(
             _check_outputs(model, count, preprocess, describe(backbone, head))
             watcher.attached(method.summary(model))
             try:
-                return model, _train(model, images, training, watcher)
+                return model, run.go_through(model)
             except Grow as wish:
                 return attempt(wish.size)
 
-        model, run = attempt(1.0)
+        run = Run(images["train"], images["val"], training, watcher)
+        model, outcome = attempt(1.0)
         trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
         task = Task.of(model, name, found.classes, preprocess=preprocess)
-    best, stopped = run.best, run.stopped
+    best, stopped = outcome.record, run.stopped
     metrics: dict[str, Any] = {
         "val": {"accuracy": best["val_accuracy"], "images": len(images["val"])}
     }
@@ -147,80 +148,6 @@ def learn(
         },
     }
     return dataclasses.replace(task, metrics=metrics, record=record)
-
-
-@dataclass(frozen=True)
-class Run:
-    """What training did: a record for each epoch, the one that was kept, and how it ended."""
-
-    epochs: list[dict[str, Any]]
-    best: dict[str, Any]
-    stopped: str | None
-    seconds: float
-
-
-def _train(
-    model: nn.Module, images: dict[str, Images], training: Training, watcher: Watcher
-) -> Run:
-    """Go through the phases of the model's method; the model ends as the task.
-
-    Raises:
-        KsmError: as `ksm.training.fit`, or interrupted before there was anything to keep.
-    """
-    known = origin(model)
-    course = known.method.phases(
-        model, known.description.head, training.epochs_for(len(images["train"]))
-    )
-    epochs: list[dict[str, Any]] = []
-    stopped: str | None = None
-    seconds = 0.0
-
-    def go_through(phase: Phase) -> tuple[Outcome | None, bool]:
-        nonlocal seconds, stopped
-        best: list[Outcome] = []
-
-        def keep(record: dict[str, Any]) -> None:
-            best[:] = [Outcome(record["val_accuracy"], snapshot(model), record)]
-
-        if phase.start is not None:
-            restore(model, phase.start)
-        history = fit(
-            model,
-            phase,
-            images["train"],
-            images["val"],
-            training,
-            done=len(epochs),
-            on_best=keep,
-            on_epoch=watcher.epoch,
-            on_step=watcher.step,
-        )
-        epochs.extend(history.epochs)
-        seconds += history.seconds
-        stopped = history.stopped or stopped
-        if best:
-            restore(model, best[0].state)
-        return best[0] if best else None, history.stopped == "interrupted"
-
-    try:
-        phase = next(course)
-        while True:
-            outcome, interrupted = go_through(phase)
-            if interrupted:
-                if not phase.keeps:
-                    course.throw(KeyboardInterrupt())
-                break
-            assert outcome is not None
-            phase = course.send(outcome)
-    except StopIteration as end:
-        outcome = end.value
-    except KeyboardInterrupt:
-        outcome = None
-    if outcome is None:
-        raise KsmError("interrupted before there was anything to keep")
-    restore(model, outcome.state)
-    model.eval()
-    return Run(epochs, outcome.record, stopped, seconds)
 
 
 def _limited(folder: Folder, limit: int | None) -> list[Sample]:

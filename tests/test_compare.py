@@ -1,0 +1,263 @@
+"""A comparison: its cells, how it goes on, its report and pictures."""
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+import torch
+
+import ksm
+from conftest import COLOURS, write_folder
+from ksm import KsmError
+from ksm.compare import cells
+from ksm.compare.cells import Chain, measure, run
+from ksm.compare.images import subset
+from ksm.compare.pictures import draw
+from ksm.compare.protocol import ROWS, Domain, Protocol, Row, five_domains, rows_named, setup_of
+from ksm.compare.report import Results, markdown
+from ksm.data.folder import scan
+
+TWO = (Row("ksm", "ksm"), Row("packnet", "packnet"))
+
+
+@pytest.fixture
+def protocol(tmp_path):
+    folders = [
+        write_folder(tmp_path / "one", 20),
+        write_folder(tmp_path / "two", 20, tuple(COLOURS)[:2]),
+    ]
+    domains = tuple(Domain(folder.name, str(folder)) for folder in folders)
+    limit = {"train": 18, "val": 6, "test": 7}
+    return Protocol("trial", domains, "conftest:tiny", size=32, epochs=3, batch=8, limit=limit)
+
+
+def chain(protocol, row, out, seed=0):
+    return Chain(protocol, row, seed, out, None)
+
+
+@pytest.fixture
+def measured(protocol, tmp_path):
+    """Both rows and tasks, one seed, measured in this process."""
+    out = tmp_path / "out"
+    for row in TWO:
+        for place in range(2):
+            measure(chain(protocol, row, out), place)
+    return out
+
+
+def test_a_cell_tells_what_was_done_and_measured(protocol, measured):
+    cell = cells.read(chain(protocol, TWO[1], measured).path(1))
+    assert cell["setup"] == json.loads(json.dumps(setup_of(protocol, TWO[1], 1, 0)))
+    assert cell["setup"]["earlier"] == ["one"]
+    assert set(cell["accuracies"]) == {"one", "two"}
+    assert cell["accuracies"]["two"] == cell["test"]
+    first = cells.read(chain(protocol, TWO[1], measured).path(0))
+    assert cell["accuracies"]["one"] == first["test"]
+    assert cell["images"] == {"train": 18, "val": 6, "test": 6}
+    bank = chain(protocol, TWO[1], measured).bank
+    assert cell["bytes"]["file"] == bank.path("two").stat().st_size
+    assert cell["peak_memory"]["bytes"] > 1e7 and cell["seconds"] > 0
+    assert cell["epochs"] == 3 and cell["parameters"] > 0
+
+
+def test_tests_are_those_of_the_stored_tasks(protocol, measured):
+    from ksm.data.load import load
+    from ksm.evaluation import evaluate
+
+    backbone = ksm.backbone("conftest:tiny")
+    for row in TWO:
+        task = chain(protocol, row, measured).bank.load("two")
+        images = load(scan(measured / "images" / "two").splits["test"], task.preprocess)
+        found = evaluate(task.on(backbone), images)["accuracy"]
+        assert found == cells.read(chain(protocol, row, measured).path(1))["test"]
+
+
+@pytest.mark.slow
+def test_a_run_goes_on_where_it_stopped(protocol, tmp_path):
+    out, told = tmp_path / "out", []
+    rows = (Row("probe", "probe"), Row("cpg", "cpg", goal_of="probe"))
+    run(protocol, rows, [0], out, 2, told.append)
+    assert len(told) == 4 and "cpg" in told[-1]  # the goal's row first
+    goals = [cells.read(chain(protocol, rows[1], out).path(p))["goal"] for p in range(2)]
+    probes = [cells.read(chain(protocol, rows[0], out).path(p))["val"] for p in range(2)]
+    assert goals == probes
+    kept = chain(protocol, rows[0], out).path(0).read_bytes()
+    chain(protocol, rows[0], out).path(1).unlink()
+    told.clear()
+    run(protocol, rows, [0], out, 1, told.append)
+    assert len(told) == 1 and told[0].startswith("probe · two")
+    assert chain(protocol, rows[0], out).path(0).read_bytes() == kept
+
+
+def test_what_is_missing(protocol, measured):
+    ksm_, packnet = (chain(protocol, row, measured) for row in TWO)
+    assert ksm_.missing() == packnet.missing() == []
+    for each in (ksm_, packnet):
+        each.path(1).unlink()
+    packnet.bank.remove("two")
+    packnet.bank.remove("one")
+    ksm_.bank.remove("one")
+    assert ksm_.missing() == [1]
+    assert packnet.missing() == [0, 1]  # the second task needs the first one's file
+    packnet.path(1).write_bytes(packnet.path(0).read_bytes())
+    with pytest.raises(KsmError, match="measured with other settings"):
+        packnet.missing()
+
+
+def test_cells_of_other_settings_are_not_taken_for_these(protocol, measured):
+    longer = dataclasses.replace(protocol, epochs=4)
+    with pytest.raises(KsmError, match=r"other settings: choose another --out, or remove it"):
+        chain(longer, TWO[0], measured).missing()
+    with pytest.raises(KsmError, match="other settings"):
+        chain(protocol, Row("ksm", "ksm", settings={"alpha": 0.5}), measured).missing()
+
+
+def test_a_setting_added_since_then_has_its_default(protocol, measured):
+    path = chain(protocol, TWO[0], measured).path(0)
+    cell = json.loads(path.read_text())
+    del cell["setup"]["method"]["noise"]
+    path.write_text(json.dumps(cell))
+    assert chain(protocol, TWO[0], measured).missing() == []
+
+
+def test_damaged_cells_are_told(protocol, measured):
+    path = chain(protocol, TWO[0], measured).path(0)
+    path.write_text("{")
+    with pytest.raises(KsmError, match=r"damaged or no cell: .*; remove it"):
+        chain(protocol, TWO[0], measured).missing()
+
+
+def test_subsets_are_the_same_each_time_and_spread_over_classes(tmp_path):
+    folder = write_folder(tmp_path / "all", 20)
+    limit = {"train": 9, "val": 3}
+    first = subset(folder, tmp_path / "a", limit)
+    second = subset(folder, tmp_path / "b", limit)
+
+    def names(root, split):
+        return sorted(str(p.relative_to(root)) for p in (root / split).rglob("*.png"))
+
+    for split in ("train", "val", "test"):
+        assert names(first, split) == names(second, split)
+    found = scan(first)
+    assert found.classes == tuple(COLOURS)
+    counts = np.bincount([label for _, label in found.splits["train"]])
+    assert counts.sum() == 9 and counts.min() >= 2
+    assert len(found.splits["test"]) == len(scan(folder).splits["test"])
+    assert subset(folder, tmp_path / "a", limit) == first
+    with pytest.raises(KsmError, match="holds other images"):
+        subset(folder, tmp_path / "a", {"train": 8})
+    two = subset(folder, tmp_path / "c", {}, ("red", "blue"))
+    assert scan(two).classes == ("blue", "red")
+
+
+def test_a_comparison_needs_a_test_split(tmp_path):
+    for split in ("train", "val"):
+        write_folder(tmp_path / "x" / split, 3)
+    with pytest.raises(KsmError, match="no test split"):
+        subset(tmp_path / "x", tmp_path / "y", {})
+
+
+def test_results_hold_complete_seeds_alone(protocol, measured):
+    cell = chain(protocol, TWO[0], measured, seed=1)
+    measure(cell, 0)
+    results = Results.of(measured)
+    assert results.rows == ("packnet", "ksm") and results.tasks == ("one", "two")
+    assert results.seeds("ksm") == [0]
+    measure(cell, 1)
+    results = Results.of(measured)
+    assert results.seeds("ksm") == [0, 1] and results.seeds("packnet") == [0]
+    matrix = results.matrix("ksm", 1)
+    assert np.isnan(matrix[0, 1]) and not np.isnan(matrix[1, 0])
+    assert matrix[1, 0] == matrix[0, 0]
+
+
+def invented(measured, accuracies):
+    """Rewrite the cells' accuracies: `{row: {seed: [one, two]}}`."""
+    template = json.loads(next((measured / "cells").glob("ksm-one-*")).read_text())
+    for path in (measured / "cells").glob("*.json"):
+        path.unlink()
+    for row, seeds in accuracies.items():
+        for seed, values in seeds.items():
+            for place, (task, value) in enumerate(zip(("one", "two"), values, strict=True)):
+                cell = json.loads(json.dumps(template))
+                cell["setup"] |= {"row": row, "seed": seed}
+                cell["setup"]["domain"]["name"] = task
+                cell["test"] = value
+                cell["accuracies"] = dict(zip(("one", "two"), values[: place + 1], strict=False))
+                name = f"{row}-{task}-seed{seed}.json"
+                (measured / "cells" / name).write_text(json.dumps(cell))
+
+
+def test_the_report_has_the_figures_of_the_cells(measured):
+    invented(
+        measured,
+        {
+            "ksm": {0: [0.9, 0.8], 1: [0.92, 0.8], 2: [0.94, 0.8]},
+            "bn": {0: [0.8, 0.7], 1: [0.82, 0.7], 2: [0.84, 0.71]},
+            "finetune": {0: [0.95, 0.9]},
+            "probe": {0: [0.91, 0.79], 1: [0.9, 0.83], 2: [0.95, 0.79]},
+        },
+    )
+    text = markdown(Results.of(measured))
+    assert "| ksm | 3 | 92.0 ± 5.0 | 80.0 ± 0.0 | **86.0 ± 2.5** |" in text
+    assert "| finetune | 1 | 95.0 | 90.0 | **92.5** |" in text
+    assert "| ksm - bn | 3 | +9.8 ± 0.7 | yes |" in text
+    assert "| ksm - finetune | 1 | -7.5 | - |" in text
+    assert "| ksm - probe | 3 | -0.2" in text and text.count("| no |") == 1
+    assert "| ksm | 86.0 ± 2.5 | 0.0 ± 0.0 | +0.0 ± 0.0 | -10.0 |" in text
+
+
+def test_incomplete_rows_are_named_and_left_out(measured):
+    next((measured / "cells").glob("ksm-two-*")).unlink()
+    text = markdown(Results.of(measured))
+    assert "left out: ksm" in text and "| packnet | 1 |" in text
+    for path in (measured / "cells").glob("packnet-*"):
+        path.unlink()
+    with pytest.raises(KsmError, match="no row is complete"):
+        markdown(Results.of(measured))
+
+
+def test_cells_of_two_protocols_make_no_table(protocol, measured):
+    path = chain(protocol, TWO[0], measured).path(0)
+    cell = json.loads(path.read_text())
+    cell["setup"]["size"] = 48
+    path.write_text(json.dumps(cell))
+    with pytest.raises(KsmError, match="cells of 2 protocols"):
+        Results.of(measured)
+
+
+def test_no_cells_are_told(tmp_path):
+    with pytest.raises(KsmError, match="no cells in"):
+        Results.of(tmp_path)
+
+
+def test_pictures_are_drawn(measured, tmp_path):
+    from PIL import Image
+
+    for file in draw(Results.of(measured), tmp_path):
+        with Image.open(file) as image:
+            colours = image.convert("RGB").getcolors(10**7)
+        assert len(colours) > 20
+
+
+def test_rows_have_methods_and_settings_that_work():
+    for row in ROWS.values():
+        assert setup_of(five_domains(), row, 0, 0)["method"]["name"] == row.method
+        assert row.goal_of is None or row.goal_of in ROWS
+    assert [row.name for row in rows_named(["ksm", "cpg"])] == ["ksm", "cpg"]
+    with pytest.raises(KsmError, match="no row 'nope': expected one of probe, bn"):
+        rows_named(["nope"])
+
+
+def test_two_tasks_of_one_name_are_refused():
+    with pytest.raises(KsmError, match="same name"):
+        Protocol("x", (Domain("a", "fashion"), Domain("a", "solar")), "mobilenetv2")
+
+
+def test_seeds_change_what_is_learned_and_nothing_else(protocol, tmp_path):
+    for seed in (0, 0, 1):
+        measure(chain(protocol, TWO[0], tmp_path / "out", seed), 0)
+    banks = [chain(protocol, TWO[0], tmp_path / "out", seed).bank for seed in (0, 1)]
+    first, second = (bank.load("one").tensors["own/fc.weight"] for bank in banks)
+    assert not torch.equal(first, second)
