@@ -266,6 +266,69 @@ def spoil(folder):
     return 4
 
 
+def test_tasks_that_share_weights(home, works, refused):
+    options = [*TINY, "--size", "32", "--epochs", "3", "--method", "packnet"]
+    first = works("learn", "one", "images", *options)
+    assert "of 1,368 weights 50.0 % are owned" in first.err and "50.0 % are free" in first.err
+    second = works("learn", "two", "images", *options)
+    assert "62.5 % are owned" in second.err
+    assert "packnet" in works("tasks").out
+    shown = works("info", "two").out
+    assert "builds on" in shown and "one" in shown and "62.5 % owned before" in shown
+    told = refused("remove", "one", told="task 'two' builds on 'one'")
+    assert "Traceback" not in told and "one" in works("tasks").out
+    refused("learn", "one", "images", *options, "--force", told="builds on 'one'")
+    before = works("eval", "one", "images", "--json").out
+    again = works("learn", "two", "images", *options, "--force")
+    assert "62.5 % are owned" in again.err
+    assert works("eval", "one", "images", "--json").out == before
+    works("remove", "two")
+    works("remove", "one")
+
+
+@pytest.mark.slow
+def test_a_comparison_of_own_folders(home, works, refused):
+    write_folder(home / "second", 20, ("red", "green"))
+    options = [*TINY, "--size", "32", "--epochs", "2", "--methods", "probe,bn"]
+    found = works("compare", "images", "second", *options, "--out", "out")
+    assert "| bn | 1 |" in found.out and "images · seed 0" in found.out
+    names = {"report.md", "bytes.png", "time.png", "tasks.png", "matrix.png"}
+    assert names <= {path.name for path in (home / "out").iterdir()}
+    assert (home / "out" / "report.md").read_text() in found.out
+    again = works("compare", "images", "second", *options, "--out", "out")
+    assert "seed 0:" not in again.out
+    works("compare", "images", "second", *options, "--out", "out", "--render")
+    for arguments, told in [
+        (["images", "--methods", "nope"], "no row 'nope'"),
+        (["images", "images"], "same name"),
+        (["nothing"], "no such folder"),
+        (["images", "--augment", "x"], "augment 'x'"),
+        (["images", "--out", "new", "--render"], "no cells in"),
+    ]:
+        refused("compare", *arguments, *TINY, told=told)
+    assert "piggyback+bn" in works("bench", "rows").out
+
+
+@pytest.mark.slow
+def test_an_interrupted_comparison_leaves_whole_cells_alone(home):
+    write_folder(home / "second", 20, ("red", "green"))
+    options = [*TINY, "--size", "32", "--epochs", "400", "--methods", "probe,bn", "--out", "out"]
+    command = [sys.executable, "-m", "ksm.cli", "compare", "images", "second", *options]
+    environment = {**os.environ, "PYTHONPATH": str(HERE)}
+    with subprocess.Popen(
+        [*command, "--processes", "2"], stderr=subprocess.PIPE, text=True, env=environment,
+        start_new_session=True,
+    ) as run:  # fmt: skip
+        deadline = time.time() + 60
+        while time.time() < deadline and len(list(home.glob("out/images/*/subset.json"))) < 2:
+            time.sleep(0.1)
+        time.sleep(8)  # so that the cells' processes learn
+        os.killpg(run.pid, signal.SIGINT)
+        _, err = run.communicate(timeout=60)
+    assert run.returncode == 130 and "Traceback" not in err, err
+    assert not list(home.glob("out/cells/*"))
+
+
 def test_unreadable_images_are_counted_and_listed(home, works):
     count = spoil(home / "images/red")
     told = works("learn", "new", "images", *FAST)

@@ -11,8 +11,11 @@ import multiprocessing
 import os
 import platform
 import re
+import signal
+import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -116,20 +119,42 @@ def run(
     for wave in waves:
         chains = [Chain(protocol, row, seed, out, threads) for seed in seeds for row in wave]
         left = [(chain, places) for chain in chains if (places := chain.missing())]
+        stop = threading.Event()
         with ThreadPoolExecutor(processes) as pool:
-            for done in [pool.submit(_run_chain, *each, tell) for each in left]:
-                done.result()
+            try:
+                for done in [pool.submit(_run_chain, *each, stop, tell) for each in left]:
+                    done.result()
+            except BaseException:
+                stop.set()
+                pool.shutdown(cancel_futures=True)
+                raise
 
 
-def _run_chain(chain: Chain, places: list[int], tell: Callable[[str], None]) -> None:
+def _run_chain(
+    chain: Chain, places: list[int], stop: threading.Event, tell: Callable[[str], None]
+) -> None:
     for place in places:
+        if stop.is_set():
+            return
         # A process of its own, so that its peak of memory is its own.
-        with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
-            cell = pool.submit(measure, chain, place).result()
+        spawn = multiprocessing.get_context("spawn")
+        with ProcessPoolExecutor(1, spawn, initializer=_die_of_interrupts) as pool:
+            try:
+                cell = pool.submit(measure, chain, place).result()
+            except BrokenProcessPool:
+                raise KsmError(
+                    f"the process that measured {chain.path(place).stem} was killed, perhaps for "
+                    "want of memory: ask for fewer --processes"
+                ) from None
         tell(
             f"{cell['setup']['row']} · {cell['setup']['domain']['name']} · seed {chain.seed}: "
             f"val {100 * cell['val']:.1f} %, {cell['seconds']:.0f} s"
         )
+
+
+def _die_of_interrupts() -> None:
+    """Learning keeps its best epoch when it is interrupted, which here would make half a cell."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def measure(chain: Chain, place: int) -> Cell:
