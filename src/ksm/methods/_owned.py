@@ -96,11 +96,13 @@ class OwnedWeight(nn.Module):
 def smallest(values: Tensor, among: Tensor, count: int) -> Tensor:
     """The `count` smallest of the values where `among`, as a bool tensor of the same shape; of
     equal values those that come first."""
-    place = among.reshape(-1).nonzero().squeeze(1)
-    order = values.reshape(-1)[place].sort(stable=True).indices[:count]
-    chosen = torch.zeros(values.numel(), dtype=torch.bool, device=values.device)
-    chosen[place[order]] = True
-    return chosen.reshape(values.shape)
+    if count == 0:
+        return torch.zeros_like(among)
+    last = values[among].kthvalue(count).values
+    chosen = among & (values < last)
+    equal = (among & (values == last)).reshape(-1).nonzero().squeeze(1)
+    chosen.view(-1)[equal[: count - int(chosen.sum())]] = True
+    return chosen
 
 
 def own_weights(

@@ -16,6 +16,7 @@ from ksm.errors import KsmError
 from ksm.methods._masked import targets
 from ksm.methods._method import Course, Grow, Method, Phase, Tensors, trunk
 from ksm.methods._owned import (
+    OwnedWeight,
     fold_owned,
     own_weights,
     owned_weights,
@@ -125,11 +126,7 @@ class CPG(Method):
         weights = [layer for _, layer in owned_weights(model)]
         before, compacted = 0.0, False
         for sparsity, length in stages:
-
-            def prune(share: float, low: float = before, high: float = sparsity) -> None:
-                for layer in weights:
-                    layer.prune(cubic(low, high, math.ceil(10 * share) / 10))
-
+            prune = _Gradual(weights, before, sparsity)
             try:
                 found = yield Phase(
                     f"compact to {sparsity:g}",
@@ -137,7 +134,7 @@ class CPG(Method):
                     self.groups(model, head),
                     keeps=False,
                     last=True,
-                    before_step=prune,
+                    before_step=prune.to,
                 )
             except KeyboardInterrupt:
                 return kept
@@ -164,6 +161,23 @@ class CPG(Method):
 
     def fold(self, model: nn.Module, tensors: Tensors, earlier: Sequence[Tensors] = ()) -> None:
         fold_owned(model, tensors, earlier)
+
+
+class _Gradual:
+    """Prunes a task's weights from one sparsity to another, in ten steps."""
+
+    def __init__(self, layers: list[OwnedWeight], start: float, end: float) -> None:
+        self.layers = layers
+        self.start = start
+        self.end = end
+        self.tenths = 0
+
+    def to(self, share: float) -> None:
+        """Prune as far as is due when `share` of the stage is done."""
+        if (tenths := math.ceil(10 * share)) != self.tenths:
+            self.tenths = tenths
+            for layer in self.layers:
+                layer.prune(cubic(self.start, self.end, tenths / 10))
 
 
 def cubic(start: float, end: float, progress: float) -> float:
