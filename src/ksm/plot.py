@@ -71,6 +71,6 @@ def save(picture: Any, file: Path) -> None:
         KsmError: it cannot be written.
     """
     try:
-        picture.savefig(file)
+        picture.savefig(file, bbox_inches="tight")
     except OSError as error:
         raise KsmError(f"cannot write {file}: {error.strerror or error}") from error

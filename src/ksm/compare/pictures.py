@@ -93,7 +93,7 @@ def _matrices(results: Results, rows: list[str], file: Path) -> None:
     picture = figure(figsize=(2.6 * columns + 1, 2.5 * lines + 0.6))
     grid = np.atleast_1d(picture.subplots(lines, columns, sharex=True, sharey=True)).reshape(-1)
     image = None
-    for axes, row in zip(grid, rows, strict=False):
+    for number, (axes, row) in enumerate(zip(grid, rows, strict=False)):
         matrix = 100 * np.mean([results.matrix(row, s) for s in results.seeds(row)], axis=0)
         image = axes.imshow(matrix, vmin=0, vmax=100, cmap="viridis")
         for i in range(count):
@@ -104,11 +104,12 @@ def _matrices(results: Results, rows: list[str], file: Path) -> None:
         axes.set_title(row, fontsize=8)
         axes.set_xticks(range(count), results.tasks, rotation=90, fontsize=6)
         axes.set_yticks(range(count), results.tasks, fontsize=6)
+        axes.tick_params(labelbottom=number + columns >= len(rows))
     for axes in grid[len(rows) :]:
         axes.axis("off")
-    picture.supxlabel("test accuracy (%) on", fontsize=8)
-    picture.supylabel("after learning", fontsize=8)
-    picture.colorbar(image, ax=grid.tolist(), shrink=0.7)
+    for axes in grid[::columns][:lines]:
+        axes.set_ylabel("after learning", fontsize=7)
+    picture.colorbar(image, ax=grid.tolist(), shrink=0.7, label="test accuracy (%)")
     save(picture, file)
 
 

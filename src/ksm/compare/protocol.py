@@ -96,8 +96,8 @@ ROWS: dict[str, Row] = {
         Row("finetune", "finetune"),
         Row("cpg", "cpg", goal_of="finetune"),
         Row("scratch", "scratch"),
-        Row("ksm-released", "ksm", recipe="released"),
         Row("ksm", "ksm"),
+        Row("ksm-released", "ksm", recipe="released"),
     )
 }
 """The rows by name. `+bn`: each task has its own BatchNorm; without it, frozen as published.
