@@ -18,7 +18,7 @@ def fraction(score, on, soft, rule):
     """n(S) of eq. 5, meaningful where off."""
     if rule == "none":
         return np.zeros_like(score)
-    if rule == "continuous":
+    if rule in ("continuous", "detached"):
         return 2 * soft
     if rule == "minmax":
         values = score[~on]

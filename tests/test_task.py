@@ -303,7 +303,7 @@ def test_two_tasks_trained_in_turn_do_not_meet(backbone):
     assert own.isdisjoint(p.data_ptr() for p in b.parameters())
 
 
-@pytest.mark.parametrize("scaling", ["continuous", "minmax", "released", "none"])
+@pytest.mark.parametrize("scaling", ["continuous", "detached", "minmax", "released", "none"])
 @pytest.mark.parametrize("levels", [2, 5, 16, 256])
 def test_every_scaling_and_level_reloads_to_the_bit(backbone, scaling, levels):
     model = add_task(backbone, 3, method=KSM(scaling=scaling, levels=levels, noise=True))
@@ -313,6 +313,28 @@ def test_every_scaling_and_level_reloads_to_the_bit(backbone, scaling, levels):
     model.eval()
     task = Task.of(model, "t", ["a", "b", "c"])
     assert torch.equal(task.on(backbone)(X), model(X))
+
+
+def test_a_learned_alpha_and_a_falling_temperature_reload_to_the_bit(backbone):
+    method = KSM(learn_alpha=True, temperature=100.0, temperature_end=1.0)
+    model = add_task(backbone, 3, method=method)
+    for group, count in zip(parameter_groups(model), (8, 2), strict=True):
+        assert len(group["params"]) == count  # a layer's alpha goes with the norms
+    phase = next(method.phases(model, "fc", 4))
+    for done, expected in [(0.0, 100.0), (0.5, 10.0), (1.0, 1.0)]:
+        phase.before_step(done)
+        assert all(
+            soft.temperature.item() == pytest.approx(expected) for _, soft in layer_masks(model)
+        )
+    with torch.no_grad():
+        for number, (_, soft) in enumerate(layer_masks(model)):
+            soft.score.copy_(5e-3 + 1e-2 * torch.randn_like(soft.score))
+            soft.alpha.fill_(0.3 + 0.5 * number)
+    model.eval()
+    task = Task.of(model, "t", ["a", "b", "c"])
+    assert torch.equal(task.on(backbone)(X), model(X))
+    model(X).sum().backward()
+    assert all(soft.alpha.grad.abs() > 0 for _, soft in layer_masks(model))
 
 
 def test_noise_is_drawn_in_training_alone(backbone):

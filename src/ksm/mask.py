@@ -14,7 +14,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-Scaling = Literal["continuous", "minmax", "released", "none"]
+Scaling = Literal["continuous", "detached", "minmax", "released", "none"]
 SCALINGS: tuple[Scaling, ...] = get_args(Scaling)
 
 
@@ -38,7 +38,7 @@ def soft_on(
     score: Tensor,
     beta: float = 1200.0,
     tau: float = 5e-3,
-    temperature: float = 100.0,
+    temperature: float | Tensor = 100.0,
     noise: Tensor | None = None,
 ) -> Tensor:
     """First entry of `softmax([log p, log(1 - p)] / T)` with `p` from `logistic` (eq. 8).
@@ -114,15 +114,15 @@ def off_fraction(
     """The `n(S)` of eq. 5, in [0, 1], by one of the rules; meaningful where a unit is off.
 
     - `continuous`: `2 soft`, so that it reaches 1 at the threshold. Not in the paper; the gradient
-      flows through it.
+      flows through it. `detached`: the same without its gradient.
     - `minmax`, `released`: see `minmax` and `released_minmax`; no gradient.
     - `none`: 0, which leaves the binary mask alone.
 
     Args:
         levels: round to this many levels (2 ... 256), as a task file stores them; no gradient.
     """
-    if rule == "continuous":
-        fraction = (2 * soft).clamp_max(1)
+    if rule in ("continuous", "detached"):
+        fraction = (2 * (soft if rule == "continuous" else soft.detach())).clamp_max(1)
     elif rule == "minmax":
         fraction = minmax(score, on)
     elif rule == "released":
@@ -134,7 +134,9 @@ def off_fraction(
     return dequantize(quantize(fraction.detach(), levels), levels, score.dtype)
 
 
-def compose(binary_part: Tensor, on: Tensor, fraction: Tensor, alpha: float = 0.5) -> Tensor:
+def compose(
+    binary_part: Tensor, on: Tensor, fraction: Tensor, alpha: float | Tensor = 0.5
+) -> Tensor:
     """Soft mask `M = M_b + A`, with `A = alpha n(S)` where a unit is off, else 0 (eq. 4 and 5)."""
     return binary_part + torch.where(on, 0.0, alpha * fraction)
 
@@ -144,8 +146,8 @@ def soft_mask(
     *,
     beta: float = 1200.0,
     tau: float = 5e-3,
-    temperature: float = 100.0,
-    alpha: float = 0.5,
+    temperature: float | Tensor = 100.0,
+    alpha: float | Tensor = 0.5,
     scaling: Scaling = "minmax",
     noise: Tensor | None = None,
     levels: int | None = None,

@@ -65,7 +65,7 @@ class Masked(Method):
         return owned
 
     def groups(self, model: nn.Module, head: str) -> list[dict[str, Any]]:
-        scores = [p for _, mask in layer_masks(model) for p in mask.parameters() if p.requires_grad]
+        scores = [score for _, mask in layer_masks(model) for score in mask.scores()]
         known = {id(score) for score in scores}
         others = [p for p in model.parameters() if p.requires_grad and id(p) not in known]
         groups = [{"params": others, "lr": self.lr}, {"params": scores, "lr": self.score_lr}]
@@ -111,6 +111,10 @@ class LayerMask(nn.Module):
     def mask(self) -> Tensor:
         """Factors of the units, of shape `layout.units`."""
         raise NotImplementedError
+
+    def scores(self) -> list[nn.Parameter]:
+        """What is trained at the scores' learning rate."""
+        return []
 
     def off(self) -> Tensor:
         """Which units do not pass unchanged, bool."""

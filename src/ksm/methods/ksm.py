@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from ksm import mask
 from ksm.errors import KsmError
 from ksm.layout import GRANULARITIES, Granularity
-from ksm.methods._masked import LayerMask, Masked
+from ksm.methods._masked import LayerMask, Masked, parts_of
+from ksm.methods._method import Course, Phase
 from ksm.pack import pack_mask, unpack_mask
 
 
@@ -24,6 +25,9 @@ class KSM(Masked):
     Args:
         granularity: what a score stands for; see `ksm.layout`.
         beta, tau, temperature, alpha, scaling: see `ksm.mask`.
+        temperature_end: the temperature falls to this in the course of training, by the same
+            factor a step; 0: it stays.
+        learn_alpha: `alpha` is the start of a value a layer that is trained with `lr`.
         noise: add Gumbel noise to the scores while training.
         levels: values that the mask of an off unit can take in evaluation and in the task file,
             2 ... 256; in training it is not rounded.
@@ -40,7 +44,9 @@ class KSM(Masked):
     beta: float = 1200.0
     tau: float = 5e-3
     temperature: float = 10.0
+    temperature_end: float = 0.0
     alpha: float = 1.0
+    learn_alpha: bool = False
     scaling: mask.Scaling = "continuous"
     noise: bool = False
     levels: int = 16
@@ -56,6 +62,8 @@ class KSM(Masked):
         for name in ("temperature", "beta"):
             if not 0 < getattr(self, name) < math.inf:
                 raise KsmError(f"{name} {getattr(self, name)}: expected a number greater than 0")
+        if not 0 <= self.temperature_end < math.inf:
+            raise KsmError(f"temperature_end {self.temperature_end}: expected at least 0")
         if not math.isfinite(self.tau):
             raise KsmError(f"tau {self.tau}: expected a finite number")
         if not 0 <= self.alpha <= 1:
@@ -68,13 +76,28 @@ class KSM(Masked):
         """Levels that a file must tell apart: only one where there is no scaling part."""
         return 1 if self.scaling == "none" else self.levels
 
+    def phases(self, model: nn.Module, head: str, epochs: int) -> Course:
+        before_step = self._annealing(model) if self.temperature_end else None
+        groups = self.groups(model, head)
+        return (yield Phase("train", epochs, groups, before_step=before_step))
+
+    def _annealing(self, model: nn.Module) -> Callable[[float], None]:
+        masks = [mask for _, mask in parts_of(model, SoftMask)]
+        ratio = self.temperature_end / self.temperature
+
+        def anneal(share: float) -> None:
+            for one in masks:
+                one.temperature.fill_(self.temperature * ratio**share)
+
+        return anneal
+
     def mask_of(self, layer: nn.Module) -> LayerMask:
         return SoftMask(layer, self)
 
     def factors(self, packed: dict[str, Tensor], units: tuple[int, ...]) -> Tensor:
         on, level = unpack_mask(packed, units, self.stored_levels)
         fraction = mask.dequantize(level, self.levels)
-        return mask.compose(on.float(), on, fraction, self.alpha)
+        return mask.compose(on.float(), on, fraction, packed.get("alpha", self.alpha))
 
 
 class SoftMask(LayerMask):
@@ -84,12 +107,17 @@ class SoftMask(LayerMask):
     the mask is exact; in evaluation mode the off units have the levels that a task file stores.
     """
 
+    temperature: Tensor
+
     def __init__(self, layer: nn.Module, method: KSM) -> None:
         super().__init__(layer, method.granularity)
         self.method = method
         weight = layer.weight
         assert isinstance(weight, Tensor)
         self.score = nn.Parameter(torch.full(self.layout.units, method.start, device=weight.device))
+        self.register_buffer("temperature", torch.tensor(method.temperature, device=weight.device))
+        alpha = torch.tensor(method.alpha, device=weight.device)
+        self.alpha = nn.Parameter(alpha) if method.learn_alpha else method.alpha
 
     def mask(self) -> Tensor:
         m = self.method
@@ -98,12 +126,15 @@ class SoftMask(LayerMask):
             self.score,
             beta=m.beta,
             tau=m.tau,
-            temperature=m.temperature,
-            alpha=m.alpha,
+            temperature=self.temperature,
+            alpha=self.alpha,
             scaling=m.scaling,
             noise=noise,
             levels=None if self.training else m.levels,
         )
+
+    def scores(self) -> list[nn.Parameter]:
+        return [self.score]
 
     def off(self) -> Tensor:
         return ~mask.is_on(self.score, self.method.beta, self.method.tau)
@@ -111,6 +142,7 @@ class SoftMask(LayerMask):
     def packed(self) -> dict[str, Tensor]:
         m = self.method
         on = ~self.off()
-        soft = mask.soft_on(self.score, m.beta, m.tau, m.temperature)
+        soft = mask.soft_on(self.score, m.beta, m.tau, self.temperature)
         level = mask.quantize(mask.off_fraction(self.score, on, soft, m.scaling), m.levels)
-        return pack_mask(on, level, m.stored_levels)
+        packed = pack_mask(on, level, m.stored_levels)
+        return {**packed, "alpha": self.alpha} if isinstance(self.alpha, Tensor) else packed

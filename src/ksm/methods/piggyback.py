@@ -80,6 +80,9 @@ class ElementMask(LayerMask):
     def mask(self) -> Tensor:
         return self.values() + (self.score - self.score.detach())
 
+    def scores(self) -> list[nn.Parameter]:
+        return [self.score]
+
     def off(self) -> Tensor:
         return self.values() == 0
 
