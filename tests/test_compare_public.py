@@ -9,9 +9,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import ksm
 from conftest import picture
+from ksm.compare.cells import Chain, measure
 from ksm.compare.images import subset
-from ksm.compare.protocol import Protocol
+from ksm.compare.protocol import ROWS, Protocol, setup_of
 from ksm.compare.public import IMAGENET_TO_SKETCH, cifar100, imagenet_to_sketch, twenty_tasks
 from ksm.data.cifar100 import superclass_folders
 from ksm.data.folder import scan
@@ -90,6 +92,29 @@ def test_imagenet_to_sketch_is_five_tasks_in_order(five_sets: Path) -> None:
     assert (protocol.size, protocol.epochs, protocol.batch) == (224, 30, 32)
     assert protocol.backbone == "torchvision:resnet50"
     assert not protocol.limit
+
+
+def test_imagenet_to_sketch_trains_with_its_augmentation(
+    five_sets: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[ksm.Training] = []
+
+    def learn(*args: Any, training: ksm.Training, **settings: Any) -> None:
+        seen.append(training)
+        raise KsmError("enough")
+
+    monkeypatch.setattr(ksm, "learn", learn)
+    protocol = imagenet_to_sketch(five_sets, backbone="conftest:tiny")
+    for place in (0, 2):
+        with pytest.raises(KsmError, match="enough"):
+            measure(Chain(protocol, ROWS["probe"], 0, tmp_path / "out", None), place)
+    assert [(t.augment, t.min_area) for t in seen] == [("flip", 0.08), ("crop+flip", 0.08)]
+
+
+def test_cells_measured_before_min_area_could_be_set_stay_valid(five_sets: Path) -> None:
+    assert "min_area" not in setup_of(twenty_tasks(), ROWS["probe"], 0, 0)["domain"]
+    setup = setup_of(imagenet_to_sketch(five_sets), ROWS["probe"], 0, 0)
+    assert setup["domain"]["min_area"] == 0.08
 
 
 def test_imagenet_to_sketch_validates_on_a_part_of_train(five_sets: Path, tmp_path: Path) -> None:

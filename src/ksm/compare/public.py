@@ -59,6 +59,8 @@ IMAGENET_TO_SKETCH: tuple[tuple[str, str, Augment], ...] = (
 )
 """Each task with its folder and augmentation, in the order in which they are learned."""
 
+_MIN_AREA = 0.08  # of a random crop, as published
+
 
 def imagenet_to_sketch(folder: Path, backbone: str = "torchvision:resnet50") -> Protocol:
     """ImageNet-to-Sketch: five tasks at 224 px, 30 epochs, batches of 32, all images.
@@ -77,8 +79,8 @@ def imagenet_to_sketch(folder: Path, backbone: str = "torchvision:resnet50") -> 
       short side becomes 224, the aspect ratio stays, and the centre is cut out: the ends of a long
       car are not seen.
     - The others: published, short side 256, then a random part of 8 to 100 % of the image, with
-      an aspect ratio from 3/4 to 4/3, resized to 224, and flipped. Here the short side is 224, the
-      part 80 to 100 %, the ratio 4/5 to 5/4.
+      an aspect ratio from 3/4 to 4/3, resized to 224, and flipped. Here the short side is 224 and
+      the ratio 4/5 to 5/4; the part is the same.
     - Evaluation: published, the centre 224 of 256 pixels; here all of the short side.
     - `torchvision:resnet50` has torchvision's second set of ImageNet weights; the published
       numbers began with the first, which `timm:resnet50.tv_in1k` names.
@@ -99,7 +101,8 @@ def imagenet_to_sketch(folder: Path, backbone: str = "torchvision:resnet50") -> 
             "there, or name the folder that has them"
         )
     tasks = tuple(
-        Domain(name, str(root / place), augment) for name, place, augment in IMAGENET_TO_SKETCH
+        Domain(name, str(root / place), augment, min_area=_MIN_AREA)
+        for name, place, augment in IMAGENET_TO_SKETCH
     )
     return Protocol("imagenet-to-sketch", tasks, backbone, size=224, epochs=30)
 
