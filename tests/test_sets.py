@@ -17,7 +17,18 @@ import pytest
 from PIL import Image, ImageFont
 
 from ksm.data import sets
-from ksm.data.sets import SETS, ImageSet, characters, digits, emoji, fashion, get, silhouette, solar
+from ksm.data.sets import (
+    SETS,
+    ImageSet,
+    characters,
+    digits,
+    emoji,
+    fashion,
+    get,
+    greek_cyrillic,
+    silhouette,
+    solar,
+)
 from ksm.data.sets._emoji_art import (
     Art,
     Drawing,
@@ -91,6 +102,7 @@ def test_every_set_says_what_it_is() -> None:
         "emoji-line",
         "emoji-concept",
         "characters",
+        "greek-cyrillic",
     ]
     for name, item in SETS.items():
         assert item.name == name
@@ -379,6 +391,69 @@ def test_characters_are_drawn_dark_on_white_at_one_scale(tmp_path: Path) -> None
     assert ink["p"].max() > ink["x"].max() + 5  # one base line: p reaches below it
 
 
+def test_a_face_without_a_letter_is_left_out(tmp_path: Path) -> None:
+    item = built_in(tmp_path)
+    assert characters.has(item, "Az09")
+    assert not characters.has(item, "A ")  # draws nothing
+    assert not characters.has(item, "A\U0010fffd")  # the box of what is absent
+    assert characters.chosen([item]) == characters.chosen([item], also="Az") == [item]
+    assert characters.chosen([item], also="A\U0010fffd") == []
+
+
+# Greek and Cyrillic letters
+
+
+def test_alphabets() -> None:
+    sizes = {name: len(set(letters)) for name, letters in greek_cyrillic.ALPHABETS.items()}
+    assert sizes == {
+        "greek_upper": 24,
+        "greek_lower": 24,
+        "cyrillic_upper": 33,
+        "cyrillic_lower": 33,
+    }
+    for script in ("greek", "cyrillic"):
+        upper, lower = (greek_cyrillic.ALPHABETS[f"{script}_{case}"] for case in ("upper", "lower"))
+        assert upper.isupper() and lower.islower() and lower.upper() == upper
+        assert greek_cyrillic.SCRIPTS[script] == upper + lower
+    greek = [greek_cyrillic.class_of(letter) for letter in greek_cyrillic.ALPHABETS["greek_lower"]]
+    assert greek[0] == "greek_lower_alpha" and greek[17] == "greek_lower_sigma"
+    assert greek[-1] == "greek_lower_omega"
+    russian = [greek_cyrillic.class_of(c) for c in greek_cyrillic.ALPHABETS["cyrillic_upper"]]
+    assert [name.removeprefix("cyrillic_upper_") for name in russian[4:11]] == [
+        *("de", "ie", "io", "zhe", "ze", "i", "short-i"),
+    ]
+    assert russian[-1] == "cyrillic_upper_ya"
+
+
+def test_letter_folders_are_safe_where_case_is_ignored() -> None:
+    letters = "".join(greek_cyrillic.SCRIPTS.values())
+    names = [greek_cyrillic.class_of(letter) for letter in letters]
+    assert len({name.lower() for name in names}) == len(letters) == 114
+    assert all(name.isascii() and " " not in name for name in names)
+
+
+def test_letters_are_drawn_in_faces_that_have_them_on_the_side_of_characters(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    faces = [face(f"F{n} Sans") for n in range(20)]
+    latin_only = faces[:8]
+    monkeypatch.setattr(greek_cyrillic, "packaged_faces", lambda: faces)
+    monkeypatch.setattr(characters, "is_text", lambda item: True)
+    monkeypatch.setattr(
+        characters, "has", lambda item, letters: not letters or item not in latin_only
+    )
+    dot = Image.new("L", (1, 1))
+    monkeypatch.setattr(greek_cyrillic, "draw", lambda item, letters: [(c, dot) for c in letters])
+    SETS["greek-cyrillic"].write(tmp_path, lambda line: None)
+    split = characters.splits(faces)
+    for script, letters in greek_cyrillic.SCRIPTS.items():
+        drawn = list(tmp_path.glob(f"*/{script}_*/*.png"))
+        assert len(drawn) == len(letters) * (len(faces) - len(latin_only))
+        assert {(path.stem, path.parts[-3]) for path in drawn} == {
+            (item.stem, split[item.design]) for item in faces if item not in latin_only
+        }
+
+
 # Real packages
 
 
@@ -400,3 +475,25 @@ def test_real_set(name: str, count: int, classes: int, tmp_path: Path) -> None:
     with Image.open(files[0]) as image:
         assert image.size == (28, 28) and image.mode == "L"
     assert "PyPI" in (folder / "LICENSE.txt").read_text()
+
+
+@pytest.mark.registry
+def test_greek_and_cyrillic_letters_in_real_faces(tmp_path: Path) -> None:
+    folder = get("greek-cyrillic", tmp_path / "letters")
+    every = characters.packaged_faces()
+    side = characters.splits(characters.chosen(every))
+    design = {item.stem: item.design for item in every}
+    stems: dict[str, set[str]] = defaultdict(set)
+    splits: dict[bytes, set[str]] = defaultdict(set)
+    for file in folder.glob("*/*/*.png"):
+        assert file.parts[-3] == side[design[file.stem]]
+        stems[file.parts[-2]].add(file.stem)
+        splits[file.read_bytes()].add(file.parts[-3])
+    letters = "".join(greek_cyrillic.SCRIPTS.values())
+    assert set(stems) == {greek_cyrillic.class_of(letter) for letter in letters}
+    for script in greek_cyrillic.SCRIPTS:
+        groups = [found for name, found in stems.items() if name.startswith(script)]
+        assert len(groups[0]) > 100 and all(found == groups[0] for found in groups)
+    for split in SPLITS:
+        assert len(list((folder / split).iterdir())) == 114
+    assert all(len(found) == 1 for found in splits.values())

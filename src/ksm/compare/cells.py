@@ -179,6 +179,7 @@ def measure(chain: Chain, place: int) -> Cell:
         "epochs": protocol.epochs,
         "batch": protocol.batch,
         "augment": domain.augment,
+        "min_area": domain.min_area,
         "seed": chain.seed,
     }
     released = row.recipe == "released"

@@ -21,7 +21,7 @@ class Domain:
     Args:
         name: of the task.
         source: one of ksm's data sets by name, or a folder of labelled images.
-        augment: what suits its images; see `ksm.Training`.
+        augment, min_area: what suits its images; see `ksm.Training`.
         classes: only these; None: all.
     """
 
@@ -29,6 +29,7 @@ class Domain:
     source: str
     augment: Augment = "flip"
     classes: tuple[str, ...] | None = None
+    min_area: float = 0.8
 
     def folder(self) -> Path:
         return get(self.source) if self.source in SETS else Path(self.source)
@@ -193,11 +194,14 @@ def setup_of(protocol: Protocol, row: Row, place: int, seed: int) -> dict[str, A
     domain = protocol.domains[place]
     method = make(row.method, row.recipe, **row.settings)
     order = [d.name for d in protocol.domains[:place]] if method.builds_on_tasks else []
+    described = {**dataclasses.asdict(domain), "source": Path(domain.source).name}
+    if domain.min_area == Domain.min_area:
+        del described["min_area"]  # as in cells measured before it could be set
     shared = {k: v for k, v in dataclasses.asdict(protocol).items() if k != "domains"}
     return {
         **shared,
         "tasks": [d.name for d in protocol.domains],
-        "domain": {**dataclasses.asdict(domain), "source": Path(domain.source).name},
+        "domain": described,
         "row": row.name,
         "recipe": row.recipe,
         "method": method.settings(),

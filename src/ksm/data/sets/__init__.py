@@ -12,6 +12,7 @@ from ksm.data.sets.characters import CHARACTERS
 from ksm.data.sets.digits import MNIST, MNIST_SMALL
 from ksm.data.sets.emoji import EMOJI_CONCEPT, EMOJI_LINE, EMOJI_STYLE
 from ksm.data.sets.fashion import FASHION
+from ksm.data.sets.greek_cyrillic import GREEK_CYRILLIC
 from ksm.data.sets.silhouette import SILHOUETTE
 from ksm.data.sets.solar import SOLAR
 from ksm.errors import KsmError
@@ -31,6 +32,7 @@ SETS: dict[str, ImageSet] = {
         EMOJI_LINE,
         EMOJI_CONCEPT,
         CHARACTERS,
+        GREEK_CYRILLIC,
     )
 }
 

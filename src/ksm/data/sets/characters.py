@@ -82,14 +82,24 @@ def faces_in(folder: Path) -> Iterator[Face]:
             yield Face(file, (family or file.stem).strip(), (style or "Regular").strip())
 
 
-def chosen(faces: Iterable[Face], most: int = _FACES_A_FAMILY) -> list[Face]:
-    """Text faces with all 62 characters, each name once, at most `most` a design."""
+def packaged_faces() -> list[Face]:
+    """All faces in the packages, fetched where they are not in the cache.
+
+    Raises:
+        KsmError: a package cannot be had.
+    """
+    return [face for package in _PACKAGES for face in faces_in(fetch(package))]
+
+
+def chosen(faces: Iterable[Face], also: str = "", most: int = _FACES_A_FAMILY) -> list[Face]:
+    """Text faces with all 62 characters and those of `also`, each name once, at most `most` a
+    design."""
     by_design: dict[str, dict[str, Face]] = {}
     for face in faces:
         by_design.setdefault(face.design, {}).setdefault(face.stem, face)
     kept: list[Face] = []
     for design in sorted(by_design):
-        usable = [face for face in by_design[design].values() if is_text(face)]
+        usable = [f for f in by_design[design].values() if is_text(f) and has(f, also)]
         kept += sorted(usable, key=lambda face: _shuffled(face.stem))[:most]
     return kept
 
@@ -98,12 +108,18 @@ def is_text(face: Face) -> bool:
     """Whether the face draws every character, and small letters that are no capitals."""
     if _NO_TEXT.search(f"{face.family} {face.style}"):
         return False
+    if not has(face, CHARACTERS_DRAWN):
+        return False
+    font = face.at(40)
+    return not any(_is_copy(_drawn(font, small), _drawn(font, small.upper())) for small in _TELLING)
+
+
+def has(face: Face, characters: str) -> bool:
+    """Whether the face draws each of the characters, not nothing and not its sign for absent."""
     font = face.at(40)
     absent = _drawn(font, "\U0010fffe")
-    glyphs = {character: _drawn(font, character) for character in CHARACTERS_DRAWN}
-    if any(not glyph.any() or _same(glyph, absent) for glyph in glyphs.values()):
-        return False
-    return not any(_is_copy(glyphs[small], glyphs[small.upper()]) for small in _TELLING)
+    glyphs = (_drawn(font, character) for character in characters)
+    return all(glyph.any() and not _same(glyph, absent) for glyph in glyphs)
 
 
 def splits(faces: list[Face]) -> dict[str, str]:
@@ -121,19 +137,19 @@ def splits(faces: list[Face]) -> dict[str, str]:
     return found
 
 
-def draw(face: Face) -> Iterator[tuple[str, Image.Image]]:
+def draw(face: Face, characters: str = CHARACTERS_DRAWN) -> Iterator[tuple[str, Image.Image]]:
     """Each character with its picture: 128 x 128 px, grey, dark on white.
 
-    One scale and one base line a face, so that "c" stays smaller than "C".
+    One scale and one base line for all of them, so that "c" stays smaller than "C".
     """
     trial = face.at(100)
-    boxes = [trial.getbbox(character, anchor="ls") for character in CHARACTERS_DRAWN]
+    boxes = [trial.getbbox(character, anchor="ls") for character in characters]
     top, bottom = min(box[1] for box in boxes), max(box[3] for box in boxes)
     width = max(box[2] - box[0] for box in boxes)
     room = _SIZE - 2 * _MARGIN
     font = face.at(int(100 * room / max(bottom - top, width)))
     middle = (top + bottom) / 2 * font.size / 100
-    for character in CHARACTERS_DRAWN:
+    for character in characters:
         left, _, right, _ = font.getbbox(character, anchor="ls")
         image = Image.new("L", (_SIZE, _SIZE), 255)
         place = (_SIZE / 2 - (left + right) / 2, _SIZE / 2 - middle)
@@ -163,7 +179,7 @@ def _shuffled(name: str) -> bytes:
 
 
 def _write(folder: Path, progress: Progress) -> None:
-    faces = chosen(face for package in _PACKAGES for face in faces_in(fetch(package)))
+    faces = chosen(packaged_faces())
     progress(f"drawing {len(CHARACTERS_DRAWN)} characters in each of {len(faces)} faces")
     split = splits(faces)
     for face in faces:

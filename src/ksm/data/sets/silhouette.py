@@ -1,14 +1,13 @@
 """Animal outlines, from arrays that a package keeps as pickles."""
 
 import gzip
-import io
-import pickle
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ksm.data.pickles import read_plain
 from ksm.data.sets._set import ImageSet, Progress
 from ksm.data.sets._tree import Pixels, save_arrays
 from ksm.errors import KsmError
@@ -22,34 +21,13 @@ _NAMES = (
 )  # fmt: skip
 
 
-class _ArraysOnly(pickle.Unpickler):
-    """Reads numpy arrays and nothing else: an open pickle could run any code."""
-
-    def find_class(self, module_name: str, global_name: str, /) -> Any:
-        match (module_name, global_name):
-            case ("numpy", "ndarray"):
-                return np.ndarray
-            case ("numpy", "dtype"):
-                return np.dtype
-            case ("numpy.core.multiarray" | "numpy._core.multiarray", "_reconstruct"):
-                return _reconstruct
-            case _:
-                raise KsmError(
-                    f"pickle asks for {module_name}.{global_name}, which is no array: not read"
-                )
-
-
-def _reconstruct(kind: type[NDArray[Any]], shape: tuple[int, ...], code: bytes) -> NDArray[Any]:
-    return np.ndarray.__new__(kind, shape, dtype=np.dtype(code.decode("ascii")))
-
-
 def read_array(data: bytes) -> NDArray[Any]:
     """The numpy array in a pickle.
 
     Raises:
         KsmError: the pickle holds anything else. None of it was run.
     """
-    array = _ArraysOnly(io.BytesIO(data)).load()
+    array = read_plain(data)
     if not isinstance(array, np.ndarray) or array.dtype.hasobject:
         raise KsmError(f"pickle holds {type(array).__name__}, expected an array of numbers")
     return array

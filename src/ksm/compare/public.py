@@ -1,0 +1,134 @@
+"""The field's public comparisons, and twenty-two small tasks from package registries alone."""
+
+from __future__ import annotations
+
+import string
+from pathlib import Path
+
+from ksm.compare.protocol import Domain, Protocol
+from ksm.data.cifar100 import SIDE, superclass_folders
+from ksm.data.folder import image_folder
+from ksm.data.load import Augment
+from ksm.data.sets import characters, greek_cyrillic
+from ksm.errors import KsmError
+
+
+def twenty_tasks(backbone: str = "resnet50_1by2") -> Protocol:
+    """22 tasks of 5 letters or digits each: a stand-in for CIFAR-100 in 20 tasks, from package
+    registries alone.
+
+    In this order: 5 tasks of upper-case and 5 of lower-case Latin letters, 2 of digits, 4 of
+    lower-case Greek and 6 of upper-case Russian letters, each alphabet cut into fives from its
+    start. The letters left over (Z, z, the last 4 Greek and the last 3 Russian ones) are in no
+    task. Greek capitals and small Russian letters are in none either: most have the shape of
+    another task's letter.
+    """
+    tasks: list[Domain] = []
+    for name, letters in (
+        ("upper", string.ascii_uppercase),
+        ("lower", string.ascii_lowercase),
+        ("digits", string.digits),
+    ):
+        classes = [characters.class_of(letter) for letter in letters]
+        tasks += _fives(name, "characters", classes)
+    for name, alphabet in (("greek", "greek_lower"), ("cyrillic", "cyrillic_upper")):
+        classes = [greek_cyrillic.class_of(c) for c in greek_cyrillic.ALPHABETS[alphabet]]
+        tasks += _fives(name, "greek-cyrillic", classes)
+    return Protocol("twenty-tasks", tuple(tasks), backbone)
+
+
+def _fives(name: str, source: str, classes: list[str]) -> list[Domain]:
+    """Tasks `name-1`, `name-2`, ... of 5 classes each; what does not fill a task is left out."""
+    return [
+        Domain(
+            f"{name}-{n + 1}",
+            source,
+            augment="none",  # a mirrored letter is another letter
+            classes=tuple(classes[5 * n : 5 * n + 5]),
+        )
+        for n in range(len(classes) // 5)
+    ]
+
+
+IMAGENET_TO_SKETCH: tuple[tuple[str, str, Augment], ...] = (
+    ("CUBS", "cubs_cropped", "flip"),
+    ("Cars", "stanford_cars_cropped", "flip"),
+    ("Flowers", "flowers", "crop+flip"),
+    ("WikiArt", "wikiart", "crop+flip"),
+    ("Sketch", "sketches", "crop+flip"),
+)
+"""Each task with its folder and augmentation, in the order in which they are learned."""
+
+_MIN_AREA = 0.08  # of a random crop, as published
+
+
+def imagenet_to_sketch(folder: Path, backbone: str = "torchvision:resnet50") -> Protocol:
+    """ImageNet-to-Sketch: five tasks at 224 px, 30 epochs, batches of 32, all images.
+
+    Where the images come from: CUB-200-2011 (birds) from Caltech; Stanford Cars; Oxford Flowers
+    102; WikiArt, the paintings as the authors of PackNet and Piggyback prepared them for this
+    benchmark; Sketch, TU Berlin's human sketches of objects (Eitz et al., 2012). CUBS and Cars are
+    cropped to the object by the data set's own boxes. ksm carries none of them: each has terms of
+    its own, to be read by whoever downloads it.
+
+    What differs from the published way of running it:
+
+    - The test split selects nothing: where there is no `val`, 15 % of `train` become it (see
+      `ksm.data.folder.scan`), so there are fewer images to learn from.
+    - Cropped sets: published, resized to 224 x 224 whatever their shape, and flipped. Here the
+      short side becomes 224, the aspect ratio stays, and the centre is cut out: the ends of a long
+      car are not seen.
+    - The others: published, short side 256, then a random part of 8 to 100 % of the image, with
+      an aspect ratio from 3/4 to 4/3, resized to 224, and flipped. Here the short side is 224 and
+      the ratio 4/5 to 5/4; the part is the same.
+    - Evaluation: published, the centre 224 of 256 pixels; here all of the short side.
+    - `torchvision:resnet50` has torchvision's second set of ImageNet weights; the published
+      numbers began with the first, which `timm:resnet50.tv_in1k` names.
+
+    Args:
+        folder: with the folders `cubs_cropped`, `stanford_cars_cropped`, `flowers`, `wikiart` and
+            `sketches`, each with `train/CLASS/*` and `test/CLASS/*`.
+
+    Raises:
+        KsmError: the folder or one of those in it is missing.
+    """
+    root = image_folder(folder).resolve()
+    parts = [f"{place}/{part}" for _, place, _ in IMAGENET_TO_SKETCH for part in ("train", "test")]
+    if missing := [part for part in parts if not (root / part).is_dir()]:
+        raise KsmError(
+            f"{root} has no folder {', '.join(missing)}: expected train/CLASS/* and test/CLASS/* "
+            f"in each of {', '.join(place for _, place, _ in IMAGENET_TO_SKETCH)}; put the images "
+            "there, or name the folder that has them"
+        )
+    tasks = tuple(
+        Domain(name, str(root / place), augment, min_area=_MIN_AREA)
+        for name, place, augment in IMAGENET_TO_SKETCH
+    )
+    return Protocol("imagenet-to-sketch", tasks, backbone, size=224, epochs=30)
+
+
+def cifar100(folder: Path, to: Path, backbone: str = "resnet50_1by2") -> Protocol:
+    """CIFAR-100 in 20 tasks: its superclasses in its own order, 5 classes each.
+
+    32 px, 100 epochs, batches of 32, all images.
+
+    CIFAR-100 is Krizhevsky's; its page at the University of Toronto has the Python version. ksm
+    does not carry it.
+
+    What differs from the published way of running it: 15 % of the training images become a
+    validation split, which selects in place of the test split; a random part of 80 to 100 % of the
+    image, and flip, take the place of a random cut of 32 pixels from the image padded by 4; and
+    the published network, VGG16 with BatchNorm, began with no pretrained weights.
+
+    Args:
+        folder, to: see `ksm.data.cifar100.superclass_folders`, which writes the images at the
+            first call.
+
+    Raises:
+        KsmError: a file of CIFAR-100 is missing or damaged, or `to` holds something else.
+    """
+    tasks = tuple(
+        Domain(place.name, str(place.resolve()), "crop+flip")
+        for place in superclass_folders(folder, to)
+    )
+    return Protocol("cifar-100", tasks, backbone, size=SIDE, epochs=100)
