@@ -261,3 +261,17 @@ def test_seeds_change_what_is_learned_and_nothing_else(protocol, tmp_path):
     banks = [chain(protocol, TWO[0], tmp_path / "out", seed).bank for seed in (0, 1)]
     first, second = (bank.load("one").tensors["own/fc.weight"] for bank in banks)
     assert not torch.equal(first, second)
+
+
+def test_a_backbone_can_be_trained_on_the_first_task(protocol, tmp_path):
+    from ksm.backbones import fingerprint
+
+    protocol = dataclasses.replace(protocol, start="first-task", backbone="conftest:tiny")
+    out = tmp_path / "out"
+    told = cells._train_backbone(protocol, out)
+    assert told.startswith("backbone on one: test ")
+    backbone = cells._backbone(protocol, out)
+    assert fingerprint(backbone, "fc") != fingerprint(ksm.backbone("conftest:tiny"), "fc")
+    measure(chain(protocol, TWO[0], out), 1)
+    task = chain(protocol, TWO[0], out).bank.load("two")
+    assert task.fingerprint == fingerprint(backbone, "fc")

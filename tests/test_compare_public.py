@@ -111,12 +111,6 @@ def test_imagenet_to_sketch_trains_with_its_augmentation(
     assert [(t.augment, t.min_area) for t in seen] == [("flip", 0.08), ("crop+flip", 0.08)]
 
 
-def test_cells_measured_before_min_area_could_be_set_stay_valid(five_sets: Path) -> None:
-    assert "min_area" not in setup_of(twenty_tasks(), ROWS["probe"], 0, 0)["domain"]
-    setup = setup_of(imagenet_to_sketch(five_sets), ROWS["probe"], 0, 0)
-    assert setup["domain"]["min_area"] == 0.08
-
-
 def test_imagenet_to_sketch_validates_on_a_part_of_train(five_sets: Path, tmp_path: Path) -> None:
     for domain in imagenet_to_sketch(five_sets).domains:
         images = subset(domain.folder(), tmp_path / domain.name, {}, domain.classes)

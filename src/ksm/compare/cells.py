@@ -18,13 +18,16 @@ from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ksm.bank import Bank, write_atomically
 from ksm.compare.images import subset
 from ksm.compare.protocol import Protocol, Row, setup_of
 from ksm.errors import KsmError
 from ksm.methods import METHODS, make
+
+if TYPE_CHECKING:
+    from torch import nn
 
 Cell = dict[str, Any]
 
@@ -114,6 +117,9 @@ def run(
     """
     for place in range(len(protocol.domains)):
         _images(protocol, place, out)
+    if protocol.start == "first-task" and not _weights(out).exists():
+        with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+            tell(pool.submit(_train_backbone, protocol, out).result())
     threads = max(1, (os.cpu_count() or 1) // processes) if processes > 1 else None
     waves = [[row for row in rows if not row.goal_of], [row for row in rows if row.goal_of]]
     for wave in waves:
@@ -162,7 +168,6 @@ def measure(chain: Chain, place: int) -> Cell:
     import torch
 
     import ksm
-    from ksm.backbones import backbone as load_backbone
     from ksm.data.folder import scan
     from ksm.data.load import load
     from ksm.evaluation import device, evaluate
@@ -184,7 +189,7 @@ def measure(chain: Chain, place: int) -> Cell:
     }
     released = row.recipe == "released"
     training = ksm.Training.released(method, **budget) if released else ksm.Training(**budget)
-    backbone = load_backbone(protocol.backbone)
+    backbone = _backbone(protocol, chain.out)
     names = [d.name for d in protocol.domains[:place]]
     earlier = [bank.load(name) for name in names] if method.builds_on_tasks else []
     task = ksm.learn(
@@ -236,6 +241,52 @@ def measure(chain: Chain, place: int) -> Cell:
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, (json.dumps(cell, indent=1) + "\n").encode())
     return cell
+
+
+def _backbone(protocol: Protocol, out: Path) -> nn.Module:
+    """The frozen network of all rows."""
+    from ksm.backbones import backbone
+
+    if protocol.start == "pretrained":
+        return backbone(protocol.backbone)
+    from safetensors.torch import load_file
+
+    module = backbone(protocol.backbone, pretrained=False)
+    module.load_state_dict(load_file(_weights(out)), strict=False)
+    return module
+
+
+def _train_backbone(protocol: Protocol, out: Path) -> str:
+    """Train the protocol's network on the first task and keep all of it but its head."""
+    from safetensors.torch import save
+
+    import ksm
+    from ksm.backbones import backbone
+
+    domain = protocol.domains[0]
+    module = backbone(protocol.backbone, pretrained=False)
+    task = ksm.learn(
+        module,
+        _images(protocol, 0, out),
+        name=domain.name,
+        method="scratch",
+        training=ksm.Training(
+            epochs=protocol.epochs,
+            batch=protocol.batch,
+            augment=domain.augment,
+            min_area=domain.min_area,
+        ),
+        size=protocol.size,
+    )
+    head = f"{task.backbone.head}."
+    state = task.on(module).state_dict()
+    state = {k: v.contiguous() for k, v in state.items() if not k.startswith(head)}
+    write_atomically(_weights(out), save(state))
+    return f"backbone on {domain.name}: test {100 * task.metrics['test']['accuracy']:.1f} %"
+
+
+def _weights(out: Path) -> Path:
+    return out / "backbone.safetensors"
 
 
 def _images(protocol: Protocol, place: int, out: Path) -> Path:

@@ -97,6 +97,57 @@ def five_domains(
     _bench(protocol(backbone or "resnet50_1by2"), methods, seeds, out, processes, render)
 
 
+@bench.command("twenty-tasks")
+def twenty_tasks(
+    methods: MethodsOption = None,
+    backbone: BackboneOption = None,
+    seeds: SeedsOption = 1,
+    out: OutOption = None,
+    processes: ProcessesOption = 1,
+    render: RenderOption = False,
+) -> None:
+    """22 tasks of five letters or digits, from package registries."""
+    from ksm.compare.public import twenty_tasks as protocol
+
+    _bench(protocol(backbone or "resnet50_1by2"), methods, seeds, out, processes, render)
+
+
+@bench.command("imagenet-to-sketch")
+def imagenet_to_sketch(
+    folder: Annotated[Path, typer.Argument(help="With cubs_cropped, stanford_cars_cropped, ...")],
+    methods: MethodsOption = None,
+    backbone: BackboneOption = None,
+    seeds: SeedsOption = 1,
+    out: OutOption = None,
+    processes: ProcessesOption = 1,
+    render: RenderOption = False,
+) -> None:
+    """The field's five tasks at 224 pixels, from a folder that you have."""
+    from ksm.compare.public import imagenet_to_sketch as protocol
+
+    chosen = protocol(folder, backbone or "torchvision:resnet50")
+    _bench(chosen, methods, seeds, out, processes, render)
+
+
+@bench.command("cifar100")
+def cifar100(
+    folder: Annotated[Path, typer.Argument(help="With cifar-100-python.")],
+    methods: MethodsOption = None,
+    backbone: BackboneOption = None,
+    seeds: SeedsOption = 1,
+    out: OutOption = None,
+    processes: ProcessesOption = 1,
+    render: RenderOption = False,
+) -> None:
+    """CIFAR-100 in 20 tasks of five classes, from a folder that you have."""
+    from ksm.compare.public import VGG16_BN
+    from ksm.compare.public import cifar100 as protocol
+
+    place = out or Path("comparison") / "cifar-100"
+    chosen = protocol(folder, place / "cifar-100", backbone or VGG16_BN)
+    _bench(chosen, methods, seeds, place, processes, render)
+
+
 @bench.command("ablation")
 def ablation(
     backbone: BackboneOption = None,

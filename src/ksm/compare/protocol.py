@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from ksm.data.load import Augment
 from ksm.data.sets import SETS, get
@@ -67,6 +67,8 @@ class Protocol:
         size: image side in pixels.
         epochs, batch: of each task; a method divides the epochs among its phases.
         limit: at most so many images of a split, by the split's name.
+        start: `pretrained`, or `first-task`: the backbone's weights are fresh, trained on the
+            first task with seed 0, and then frozen for all rows.
     """
 
     name: str
@@ -76,6 +78,7 @@ class Protocol:
     epochs: int = 8
     batch: int = 32
     limit: Mapping[str, int] = field(default_factory=dict[str, int])
+    start: Literal["pretrained", "first-task"] = "pretrained"
 
     def __post_init__(self) -> None:
         names = [domain.name for domain in self.domains]
@@ -194,14 +197,11 @@ def setup_of(protocol: Protocol, row: Row, place: int, seed: int) -> dict[str, A
     domain = protocol.domains[place]
     method = make(row.method, row.recipe, **row.settings)
     order = [d.name for d in protocol.domains[:place]] if method.builds_on_tasks else []
-    described = {**dataclasses.asdict(domain), "source": Path(domain.source).name}
-    if domain.min_area == Domain.min_area:
-        del described["min_area"]  # as in cells measured before it could be set
     shared = {k: v for k, v in dataclasses.asdict(protocol).items() if k != "domains"}
     return {
         **shared,
         "tasks": [d.name for d in protocol.domains],
-        "domain": described,
+        "domain": {**dataclasses.asdict(domain), "source": Path(domain.source).name},
         "row": row.name,
         "recipe": row.recipe,
         "method": method.settings(),

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import string
 from pathlib import Path
+from typing import Any
 
+from torch import nn
+
+from ksm import _torchvision as _torchvision
 from ksm.compare.protocol import Domain, Protocol
 from ksm.data.cifar100 import SIDE, superclass_folders
 from ksm.data.folder import image_folder
@@ -107,10 +111,27 @@ def imagenet_to_sketch(folder: Path, backbone: str = "torchvision:resnet50") -> 
     return Protocol("imagenet-to-sketch", tasks, backbone, size=224, epochs=30)
 
 
-def cifar100(folder: Path, to: Path, backbone: str = "resnet50_1by2") -> Protocol:
+VGG16_BN = "ksm.compare.public:vgg16_bn"
+
+
+def vgg16_bn() -> nn.Module:
+    """VGG16 with BatchNorm for images of 32 pixels, fresh weights; one Linear(512, 5) as head.
+
+    Takes float tensors (N, 3, H, W), H and W at least 32, and gives logits (N, 5).
+    """
+    from torchvision.models import vgg16_bn as build
+
+    network: Any = build(weights=None)
+    network.avgpool = nn.AdaptiveAvgPool2d(1)
+    network.classifier = nn.Linear(512, 5)
+    return network
+
+
+def cifar100(folder: Path, to: Path, backbone: str = VGG16_BN) -> Protocol:
     """CIFAR-100 in 20 tasks: its superclasses in its own order, 5 classes each.
 
-    32 px, 100 epochs, batches of 32, all images.
+    32 px, 100 epochs, batches of 32, all images. The network starts from fresh weights, is trained
+    on the first task, and then frozen for the methods that need a backbone.
 
     CIFAR-100 is Krizhevsky's; its page at the University of Toronto has the Python version. ksm
     does not carry it.
@@ -118,7 +139,8 @@ def cifar100(folder: Path, to: Path, backbone: str = "resnet50_1by2") -> Protoco
     What differs from the published way of running it: 15 % of the training images become a
     validation split, which selects in place of the test split; a random part of 80 to 100 % of the
     image, and flip, take the place of a random cut of 32 pixels from the image padded by 4; and
-    the published network, VGG16 with BatchNorm, began with no pretrained weights.
+    PackNet and CPG, which were published with all weights free at the first task, start from the
+    same trained network as the others, of which they free a part.
 
     Args:
         folder, to: see `ksm.data.cifar100.superclass_folders`, which writes the images at the
@@ -131,4 +153,4 @@ def cifar100(folder: Path, to: Path, backbone: str = "resnet50_1by2") -> Protoco
         Domain(place.name, str(place.resolve()), "crop+flip")
         for place in superclass_folders(folder, to)
     )
-    return Protocol("cifar-100", tasks, backbone, size=SIDE, epochs=100)
+    return Protocol("cifar-100", tasks, backbone, size=SIDE, epochs=100, start="first-task")
