@@ -692,6 +692,7 @@ METHODS = {
     "cpg": (CPG(weight_lr=1e-2), (1.0, 1.0, 1.0)),
     "cpg grown": (CPG(weight_lr=1e-2, max_size=2.0), (1.0, 1.5, 2.0)),
     "cpg grown at once": (CPG(weight_lr=1e-2, max_size=2.0), (2.0, 1.0, 1.0)),
+    "cpg grown in part": (CPG(max_size=2.0, target_modules=("body", "conv2")), (1.0, 1.5, 2.0)),
 }
 
 
@@ -835,6 +836,13 @@ def test_full_copies_store_and_restore_every_tensor(kind, tmp_path):
 
 
 # As published
+
+
+def test_biases_are_a_cpg_tasks_own_and_the_backbones_in_packnet():
+    for method, own in [(CPG(), True), (PackNet(), False)]:
+        model = add_task(small(), 3, method=method)
+        assert model.conv2.bias.requires_grad == own
+        assert ("own/conv2.bias" in Task.of(model, "t", CLASSES).tensors) == own
 
 
 def options_by_tensor(model):
