@@ -394,6 +394,36 @@ def test_a_larger_network_gives_free_weights_where_the_backbone_keeps_all():
         assert same_bits(owned.fixed[corner], weight)
 
 
+def test_equal_weights_are_pruned_in_their_order():
+    backbone = small()
+    with torch.no_grad():
+        for conv in (backbone.conv1, backbone.conv2):
+            conv.weight.mul_(10).round_()
+    model = add_task(backbone, 3, method=PackNet())
+    layers = packnet_rivals(backbone, 0.5)
+    for name, owned in owned_weights(model):
+        layer = layers[name]
+        layer.begin(plain(backbone.get_submodule(name).weight)[::-1])
+        owned.value.data.copy_(torch.tensor(layer.weight))
+        owned.prune(0.75)
+        layer.prune(0.75)
+    check_owners(model, layers)
+
+
+@pytest.mark.xfail(strict=True, raises=RuntimeError, reason="smallest() takes a flat view")
+@pytest.mark.parametrize("method", [PackNet(), CPG()])
+def test_channels_last_backbones_give_the_same_owners(method, tmp_path):
+    plainly, last = small(torch.float32), small(torch.float32).to(memory_format=torch.channels_last)
+    models = [add_task(network, 3, method=method) for network in (plainly, last)]
+    for (_, one), (_, other) in zip(*map(owned_weights, models), strict=True):
+        assert torch.equal(one.taken, other.taken)
+    learned(models[1], 3)
+    Bank(tmp_path).save(Task.of(models[1], "t", CLASSES))
+    x, _ = batch(0, torch.float32)
+    stored = Bank(tmp_path).load("t")
+    assert same_bits(outputs_of(stored.on(last), x), outputs_of(models[1], x))
+
+
 def test_packnet_prunes_each_layer_by_its_own_magnitudes():
     model = add_task(small(), 3, method=PackNet())
     layers = dict(owned_weights(model))
