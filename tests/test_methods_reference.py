@@ -928,7 +928,7 @@ def test_packnet_is_released_as_published():
     assert [factor(99), factor(100), factor(199)] == pytest.approx([1, 0.1, 0.1])
 
 
-@pytest.mark.xfail(strict=True, reason="the drop at half a phase also halves the retraining")
+@pytest.mark.xfail(strict=True, reason="retraining drops to 1e-5 half way")
 def test_packnet_retrains_at_one_rate_as_published(monkeypatch):
     rates = []
 
