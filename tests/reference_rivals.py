@@ -251,5 +251,5 @@ def cubic(start, end, p):
 
 
 def tenth(step, steps):
-    """The share of a stage that is done before a step, rounded up to a tenth."""
-    return math.ceil(10 * step / steps) / 10
+    """How far a stage is at a step, 0 at the first and 1 at the last, rounded up to a tenth."""
+    return -(-10 * step // (steps - 1)) / 10 if steps > 1 else 1.0

@@ -10,7 +10,7 @@ from conftest import Tiny, tiny
 from ksm import Bank, KsmError, Task
 from ksm.backbones import fingerprint
 from ksm.bank import read
-from ksm.methods import CPG, KSM, PackNet
+from ksm.methods import CPG, KSM, Grow, PackNet
 
 X = torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
 
@@ -143,3 +143,6 @@ def test_a_full_network_is_told_before_training(backbone):
     whole = Task.of(first.eval(), "whole", ["a", "b", "c"])  # nothing was let go
     with pytest.raises(KsmError, match="no free weight is left"):
         ksm.add_task(backbone, 3, method=PackNet(), earlier=[whole])
+    with pytest.raises(Grow, match=r"grow to 1\.5 times"):
+        ksm.add_task(backbone, 3, method=CPG(base=0.0, max_size=2.0))
+    assert ksm.add_task(backbone, 3, method=CPG(base=0.0, max_size=2.0), grown=1.5)

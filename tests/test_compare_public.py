@@ -13,7 +13,7 @@ import ksm
 from conftest import picture
 from ksm.compare.cells import Chain, measure
 from ksm.compare.images import subset
-from ksm.compare.protocol import ROWS, Protocol, setup_of
+from ksm.compare.protocol import ROWS, Protocol
 from ksm.compare.public import IMAGENET_TO_SKETCH, cifar100, imagenet_to_sketch, twenty_tasks
 from ksm.data.cifar100 import superclass_folders
 from ksm.data.folder import scan

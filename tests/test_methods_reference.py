@@ -89,7 +89,7 @@ def steps_of(model, phase, each, seed=0, dtype=torch.float64, size=6):
     optimizers, count = optimizers_of(phase.groups), phase.epochs * each
     for number in range(count):
         if phase.before_step:
-            phase.before_step(number / count)
+            phase.before_step(1.0 if count == 1 else number / (count - 1))
         step(model, optimizers, *batch(seed + number, dtype, size))
         yield number
 
@@ -410,7 +410,6 @@ def test_equal_weights_are_pruned_in_their_order():
     check_owners(model, layers)
 
 
-@pytest.mark.xfail(strict=True, raises=RuntimeError, reason="smallest() takes a flat view")
 @pytest.mark.parametrize("method", [PackNet(), CPG()])
 def test_channels_last_backbones_give_the_same_owners(method, tmp_path):
     plainly, last = small(torch.float32), small(torch.float32).to(memory_format=torch.channels_last)
@@ -619,15 +618,7 @@ def test_cpg_sparsity_is_cubic_in_the_share_of_the_stage(share, expected):
         assert free - kept == math.floor(expected * free + 1e-9)
 
 
-@pytest.mark.parametrize(
-    "steps",
-    [
-        pytest.param(1, marks=pytest.mark.xfail(strict=True, reason="prunes by 0 of its way")),
-        pytest.param(2, marks=pytest.mark.xfail(strict=True, reason="prunes by 7/8 of its way")),
-        11,
-        20,
-    ],
-)
+@pytest.mark.parametrize("steps", [1, 2, 11, 20])
 def test_cpg_reaches_the_sparsity_of_a_stage(steps):
     model = add_task(small(), 3, method=CPG())
     course = CPG().phases(model, "fc", 3)
@@ -766,7 +757,11 @@ def test_earlier_tasks_give_the_same_bits_after_later_ones(name, network, tmp_pa
     assert fingerprint(backbone, "") == printed
 
 
-def test_a_learned_cpg_task_that_misses_its_goal_is_grown_and_reloads(colours, tmp_path):
+def test_a_learned_cpg_task_that_misses_its_goal_is_grown_and_reloads(
+    colours, tmp_path, monkeypatch
+):
+    half = {"accuracy": 0.5, "loss": 1.0}  # below the goal, and no worse for compacting
+    monkeypatch.setattr(ksm.training, "evaluate", lambda model, images: half)
     backbone, bank = tiny(), Bank(tmp_path / "bank")
     method = CPG(goal=1.0, max_size=2.0, lr=1e-12, weight_lr=1e-12, score_lr=1e-12)
     x, _ = batch(0, torch.float32, 32)
@@ -789,7 +784,6 @@ def test_a_learned_cpg_task_that_misses_its_goal_is_grown_and_reloads(colours, t
             assert same_bits(outputs_of(bank.load(known).on(backbone), x), values)
 
 
-@pytest.mark.xfail(strict=True, raises=KeyError, reason="a KeyError instead of a KsmError")
 def test_a_chain_with_other_layers_is_told():
     backbone = small(torch.float32)
     model = add_task(backbone, 3, method=PackNet(target_modules=("conv1",)))
@@ -928,7 +922,6 @@ def test_packnet_is_released_as_published():
     assert [factor(99), factor(100), factor(199)] == pytest.approx([1, 0.1, 0.1])
 
 
-@pytest.mark.xfail(strict=True, reason="retraining drops to 1e-5 half way")
 def test_packnet_retrains_at_one_rate_as_published(monkeypatch):
     rates = []
 

@@ -104,12 +104,12 @@ def learn(
 
         def attempt(grown: float) -> tuple[nn.Module, Outcome]:
             count = len(found.classes)
-            model = add_task(
-                backbone, count, method=method, head=head, earlier=earlier, grown=grown
-            )
-            _check_outputs(model, count, preprocess, describe(backbone, head))
-            watcher.attached(method.summary(model))
             try:
+                model = add_task(
+                    backbone, count, method=method, head=head, earlier=earlier, grown=grown
+                )
+                _check_outputs(model, count, preprocess, describe(backbone, head))
+                watcher.attached(method.summary(model))
                 return model, run.go_through(model)
             except Grow as wish:
                 return attempt(wish.size)

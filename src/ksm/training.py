@@ -188,7 +188,7 @@ def fit(
     epochs, steps = phase.epochs, len(loader)
     warmup = round(settings.warmup * epochs * steps)
     factor = (
-        tenths(epochs * steps, warmup, settings.drops)
+        tenths(epochs * steps, warmup, settings.drops if phase.drops else ())
         if settings.drops
         else cosine(epochs * steps, warmup)
     )
@@ -206,7 +206,7 @@ def fit(
             seen, epoch_began, shown = 0, time.perf_counter(), 0.0
             for step, (pixels, label) in enumerate(loader):
                 if phase.before_step:
-                    phase.before_step((epoch * steps + step) / (epochs * steps))
+                    phase.before_step(share(epoch * steps + step, epochs * steps))
                 outputs = prepared(normalise(pixels, train.preprocess))
                 if not isinstance(outputs, Tensor):
                     raise KsmError(
@@ -316,6 +316,11 @@ def settle(
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum
         norm.eval()
+
+
+def share(step: int, steps: int) -> float:
+    """How far a run is at a step: 0 at the first, 1 at the last; 1 if there is but one."""
+    return step / (steps - 1) if steps > 1 else 1.0
 
 
 def tenths(steps: int, warmup: int, drops: tuple[float, ...]) -> Callable[[int], float]:

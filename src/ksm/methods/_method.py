@@ -29,8 +29,10 @@ class Phase:
         keeps: whether an epoch of this phase can be the task. An interrupted run ends with the
             best of such an epoch.
         last: the outcome is that of the last epoch, not of the best one.
+        drops: whether the rates fall where `ksm.Training.drops` says so, or stay.
         start: state that the model is put in first; None: as it stands.
-        before_step: called before each step with the share of the phase that is done, in [0, 1].
+        before_step: called before each step with the share of the phase that is done, from 0 at the
+            first to 1 at the last.
     """
 
     name: str
@@ -38,6 +40,7 @@ class Phase:
     groups: list[dict[str, Any]]
     keeps: bool = True
     last: bool = False
+    drops: bool = True
     start: dict[str, Tensor] | None = None
     before_step: Callable[[float], None] | None = None
 
@@ -60,8 +63,8 @@ class Outcome:
 Course = Generator[Phase, Outcome, Outcome]
 
 
-class Grow(Exception):
-    """Raised in `Method.phases`: the task shall start again in a network of another size.
+class Grow(KsmError):
+    """Raised in `attach` and `phases`: the task shall start again in a network of another size.
 
     Args:
         size: in sizes of the backbone.

@@ -23,6 +23,10 @@ from ksm.methods._method import Tensors
 from ksm.pack import pack_bits, unpack_bits
 
 
+class Full(KsmError):
+    """No weight is free."""
+
+
 class OwnedWeight(nn.Module):
     """Parametrization of one weight: `W_t = value` where `keep`, else `pick * fixed`.
 
@@ -101,6 +105,7 @@ def smallest(values: Tensor, among: Tensor, count: int) -> Tensor:
     last = values[among].kthvalue(count).values
     chosen = among & (values < last)
     equal = (among & (values == last)).reshape(-1).nonzero().squeeze(1)
+    chosen = chosen.contiguous()
     chosen.view(-1)[equal[: count - int(chosen.sum())]] = True
     return chosen
 
@@ -120,7 +125,8 @@ def own_weights(
             task; there is nothing to retrain it with, so what is left stays as it is.
 
     Raises:
-        KsmError: no layer has a free weight.
+        Full: no layer has a free weight.
+        KsmError: an earlier task had other layers.
     """
     made: dict[str, OwnedWeight] = {}
     for name, module in layers.items():
@@ -129,7 +135,13 @@ def own_weights(
         weight = weight.detach()
         inside = torch.zeros_like(weight, dtype=torch.bool)
         inside[_leading(original_shape(model, f"{name}.weight", weight))] = True
-        fixed, taken = _owned_by(weight, [by_layer(t, "weights").get(name) for t in earlier])
+        try:
+            fixed, taken = _owned_by(weight, [by_layer(t, "weights").get(name) for t in earlier])
+        except KeyError:
+            raise KsmError(
+                f"an earlier task left the layer {name} out: give the same target_modules and "
+                "mask_from"
+            ) from None
         if not earlier:
             freed = smallest(weight.abs(), inside, math.floor(base * int(inside.sum())))
             taken = inside & ~freed
@@ -137,7 +149,7 @@ def own_weights(
         value = torch.where(inside, 0.0, weight)
         made[name] = OwnedWeight(fixed, taken, value, start, tau, not earlier)
     if all(bool(each.taken.all()) for each in made.values()):
-        raise KsmError(
+        raise Full(
             "no free weight is left: the backbone and the tasks before own all of them; learn "
             "this task before others with a larger prune, or start again in another bank"
         )

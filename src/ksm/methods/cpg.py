@@ -16,6 +16,7 @@ from ksm.errors import KsmError
 from ksm.methods._masked import targets
 from ksm.methods._method import Course, Grow, Method, Phase, Tensors, trunk
 from ksm.methods._owned import (
+    Full,
     OwnedWeight,
     fold_owned,
     own_weights,
@@ -92,7 +93,11 @@ class CPG(Method):
         outside = trunk(model, self.mask_from) | {head}
         owned = list(own_norms(model, outside))
         layers = targets(model, outside, self)
-        own_weights(model, layers, earlier, self.base, self.start, self.tau)
+        try:
+            own_weights(model, layers, earlier, self.base, self.start, self.tau)
+        except Full:
+            self._grow(model)
+            raise
         for name, module in layers.items():
             if isinstance(module.bias, Tensor):
                 own(module)  # its bias: the weight is parametrized by now
@@ -119,9 +124,7 @@ class CPG(Method):
         pick, stages, retrain = budget(epochs)
         kept = yield Phase("pick", pick, self.groups(model, head), keeps=False)
         if kept.accuracy < self.goal:
-            size = size_of(model)
-            if size + 0.5 <= self.max_size:
-                raise Grow(size + 0.5)
+            self._grow(model)
         goal = min(self.goal or 1.0, kept.accuracy)
         weights = [layer for _, layer in owned_weights(model)]
         before, compacted = 0.0, False
@@ -134,6 +137,7 @@ class CPG(Method):
                     self.groups(model, head),
                     keeps=False,
                     last=True,
+                    drops=False,
                     before_step=prune.to,
                 )
             except KeyboardInterrupt:
@@ -145,11 +149,20 @@ class CPG(Method):
             return kept
         try:
             found = yield Phase(
-                "retrain", retrain, self.groups(model, head), keeps=False, start=kept.state
+                "retrain",
+                retrain,
+                self.groups(model, head),
+                keeps=False,
+                drops=False,
+                start=kept.state,
             )
         except KeyboardInterrupt:
             return kept
         return max(found, kept, key=lambda outcome: outcome.accuracy)
+
+    def _grow(self, model: nn.Module) -> None:
+        if (size := size_of(model) + 0.5) <= self.max_size:
+            raise Grow(size)
 
     @torch.no_grad()
     def pack(self, model: nn.Module) -> dict[str, Tensor]:
@@ -174,7 +187,7 @@ class _Gradual:
 
     def to(self, share: float) -> None:
         """Prune as far as is due when `share` of the stage is done."""
-        if (tenths := math.ceil(10 * share)) != self.tenths:
+        if (tenths := math.ceil(10 * share - 1e-9)) != self.tenths:
             self.tenths = tenths
             for layer in self.layers:
                 layer.prune(cubic(self.start, self.end, tenths / 10))

@@ -94,7 +94,7 @@ class PackNet(Method):
         for _, owned in owned_weights(model):
             owned.prune(self.prune)
         slower = [{**group, "lr": group["lr"] / 10} for group in self.groups(model, head)]
-        return (yield Phase("retrain", epochs - train, slower))
+        return (yield Phase("retrain", epochs - train, slower, drops=False))
 
     @torch.no_grad()
     def pack(self, model: nn.Module) -> dict[str, Tensor]:
