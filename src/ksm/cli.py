@@ -35,7 +35,7 @@ app = typer.Typer(
 data_app = typer.Typer(help="Benchmark images that package registries carry.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
 app.command("compare")(compare)
-app.add_typer(bench, name="bench")
+app.command("bench")(bench)
 
 BankOption = Annotated[Path, typer.Option("--bank", envvar="KSM_BANK", help="Folder of tasks.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -28,8 +29,6 @@ BackboneOption = Annotated[str | None, typer.Option("--backbone", help="Backbone
 RenderOption = Annotated[
     bool, typer.Option("--render", help="Only make report and pictures from the cells there.")
 ]
-
-bench = typer.Typer(help="The comparison protocols.", no_args_is_help=True)
 
 
 def compare(
@@ -71,112 +70,60 @@ def compare(
     _go(protocol, rows, seeds, out or Path("comparison"), processes, render)
 
 
-@bench.command("rows")
-def rows() -> None:
-    """List the rows that can be compared."""
+def bench(
+    protocol: Annotated[
+        str,
+        typer.Argument(
+            help="five-domains, twenty-tasks, ablation, imagenet-to-sketch or cifar100; or rows, "
+            "to list what can be compared."
+        ),
+    ],
+    folder: Annotated[
+        Path | None,
+        typer.Argument(help="Your copy of the images, for imagenet-to-sketch and cifar100."),
+    ] = None,
+    methods: MethodsOption = None,
+    backbone: BackboneOption = None,
+    seeds: SeedsOption = 1,
+    out: OutOption = None,
+    processes: ProcessesOption = 1,
+    render: RenderOption = False,
+) -> None:
+    """Compare methods by a fixed protocol; what was measured before is not measured again."""
+    from ksm.compare import protocol as protocols
+    from ksm.compare import public
+
+    if protocol == "rows":
+        _print_rows()
+        return
+    if (folder is None) == (protocol in ("imagenet-to-sketch", "cifar100")):
+        needs = "a folder with your copy of its images" if folder is None else "no folder"
+        raise KsmError(f"bench {protocol}: expected {needs}")
+    choice = {"backbone": backbone} if backbone else {}
+    named: dict[str, Callable[[], Protocol]] = {
+        "five-domains": lambda: protocols.five_domains(**choice),
+        "twenty-tasks": lambda: public.twenty_tasks(**choice),
+        "ablation": lambda: protocols.ablation(**choice),
+        "imagenet-to-sketch": lambda: public.imagenet_to_sketch(folder or Path(), **choice),
+        "cifar100": lambda: public.cifar100(
+            folder or Path(), (out or Path("comparison/cifar-100")) / "cifar-100", **choice
+        ),
+    }
+    if protocol not in named:
+        raise KsmError(f"no protocol {protocol!r}: expected one of {', '.join(named)}")
+    chosen = named[protocol]()
+    known = protocols.ABLATION if protocol == "ablation" else protocols.ROWS
+    rows = protocols.rows_named(methods.split(",") if methods else list(known), known)
+    _go(chosen, rows, seeds, out or _default(chosen), processes, render)
+
+
+def _print_rows() -> None:
     from ksm.compare.protocol import ROWS
 
     for row in ROWS.values():
         settings = ", ".join(f"{k} {v}" for k, v in row.settings.items())
         recipe = " released" if row.recipe == "released" else ""
         print(f"{row.name:22}{row.method}{recipe}{f' ({settings})' if settings else ''}")
-
-
-@bench.command("five-domains")
-def five_domains(
-    methods: MethodsOption = None,
-    backbone: BackboneOption = None,
-    seeds: SeedsOption = 1,
-    out: OutOption = None,
-    processes: ProcessesOption = 1,
-    render: RenderOption = False,
-) -> None:
-    """Five unlike domains from package registries, at small size."""
-    from ksm.compare.protocol import five_domains as protocol
-
-    _bench(protocol(backbone or "resnet50_1by2"), methods, seeds, out, processes, render)
-
-
-@bench.command("twenty-tasks")
-def twenty_tasks(
-    methods: MethodsOption = None,
-    backbone: BackboneOption = None,
-    seeds: SeedsOption = 1,
-    out: OutOption = None,
-    processes: ProcessesOption = 1,
-    render: RenderOption = False,
-) -> None:
-    """22 tasks of five letters or digits, from package registries."""
-    from ksm.compare.public import twenty_tasks as protocol
-
-    _bench(protocol(backbone or "resnet50_1by2"), methods, seeds, out, processes, render)
-
-
-@bench.command("imagenet-to-sketch")
-def imagenet_to_sketch(
-    folder: Annotated[Path, typer.Argument(help="With cubs_cropped, stanford_cars_cropped, ...")],
-    methods: MethodsOption = None,
-    backbone: BackboneOption = None,
-    seeds: SeedsOption = 1,
-    out: OutOption = None,
-    processes: ProcessesOption = 1,
-    render: RenderOption = False,
-) -> None:
-    """The field's five tasks at 224 pixels, from a folder that you have."""
-    from ksm.compare.public import imagenet_to_sketch as protocol
-
-    chosen = protocol(folder, backbone or "torchvision:resnet50")
-    _bench(chosen, methods, seeds, out, processes, render)
-
-
-@bench.command("cifar100")
-def cifar100(
-    folder: Annotated[Path, typer.Argument(help="With cifar-100-python.")],
-    methods: MethodsOption = None,
-    backbone: BackboneOption = None,
-    seeds: SeedsOption = 1,
-    out: OutOption = None,
-    processes: ProcessesOption = 1,
-    render: RenderOption = False,
-) -> None:
-    """CIFAR-100 in 20 tasks of five classes, from a folder that you have."""
-    from ksm.compare.public import VGG16_BN
-    from ksm.compare.public import cifar100 as protocol
-
-    place = out or Path("comparison") / "cifar-100"
-    chosen = protocol(folder, place / "cifar-100", backbone or VGG16_BN)
-    _bench(chosen, methods, seeds, place, processes, render)
-
-
-@bench.command("ablation")
-def ablation(
-    backbone: BackboneOption = None,
-    seeds: SeedsOption = 1,
-    out: OutOption = None,
-    processes: ProcessesOption = 1,
-    render: RenderOption = False,
-) -> None:
-    """One setting of ksm changed at a time, on two of the five domains."""
-    from ksm.compare.protocol import ABLATION, SELECTION
-    from ksm.compare.protocol import ablation as protocol
-
-    chosen = protocol(backbone or "resnet50_1by2")
-    rows = tuple({**SELECTION, **ABLATION}.values())
-    _go(chosen, rows, seeds, out or _default(chosen), processes, render)
-
-
-def _bench(
-    protocol: Protocol,
-    methods: str | None,
-    seeds: int,
-    out: Path | None,
-    processes: int,
-    render: bool,
-) -> None:
-    from ksm.compare.protocol import ROWS, rows_named
-
-    rows = rows_named(methods.split(",") if methods else list(ROWS))
-    _go(protocol, rows, seeds, out or _default(protocol), processes, render)
 
 
 def _default(protocol: Protocol) -> Path:

@@ -108,7 +108,7 @@ ROWS: dict[str, Row] = {
 Learning rates of norms and head were selected on the validation split of two domains."""
 
 
-def rows_named(names: list[str]) -> tuple[Row, ...]:
+def rows_named(names: list[str], known: Mapping[str, Row] = ROWS) -> tuple[Row, ...]:
     """Rows by name; a method's name alone means the method with its default settings.
 
     Raises:
@@ -116,9 +116,9 @@ def rows_named(names: list[str]) -> tuple[Row, ...]:
     """
     found: list[Row] = []
     for name in names:
-        if name not in ROWS and name not in METHODS:
-            raise KsmError(f"no row {name!r}: expected one of {', '.join(ROWS)}")
-        found.append(ROWS.get(name) or Row(name, name))
+        if name not in known and name not in METHODS:
+            raise KsmError(f"no row {name!r}: expected one of {', '.join(known)}")
+        found.append(known.get(name) or Row(name, name))
     return tuple(found)
 
 
@@ -151,23 +151,16 @@ def _variants(method: str, *settings: dict[str, Any]) -> list[Row]:
     ]
 
 
-SELECTION = {
+ABLATION = {
     row.name: row
     for row in (
         *_variants("bn", {"lr": 3e-3}, {"lr": 1e-2}, {"lr": 3e-2}),
         *_variants("piggyback", {}, {"lr": 1e-2}, {"score_lr": 3e-3}),
         *_variants("finetune", {}, {"weight_lr": 3e-4}),
-        *_variants("ksm", {}, {"lr": 1e-2}),
-    )
-}
-"""Learning rates to select from; see `ROWS`."""
-
-ABLATION = {
-    row.name: row
-    for row in (
         *_variants(
             "ksm",
             {},
+            {"lr": 1e-2},
             {"scaling": "none"},
             {"scaling": "minmax", "alpha": 0.5},
             {"scaling": "released", "alpha": 0.5},
@@ -189,7 +182,7 @@ ABLATION = {
         Row("ksm released", "ksm", recipe="released"),
     )
 }
-"""One setting of ksm changed at a time."""
+"""One setting of ksm changed at a time; and learning rates of its rivals, to select from."""
 
 
 def setup_of(protocol: Protocol, row: Row, place: int, seed: int) -> dict[str, Any]:

@@ -41,8 +41,6 @@ class Masked(Method):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if isinstance(self.target_modules, list):  # as JSON gives it
-            object.__setattr__(self, "target_modules", tuple(self.target_modules))
         if not math.isfinite(self.start):
             raise KsmError(f"start {self.start}: expected a finite number")
         check_norms(self.norms)

@@ -99,7 +99,9 @@ class Method:
 
     def __post_init__(self) -> None:
         for name, value in dataclasses.asdict(self).items():
-            if name.endswith("lr") and not 0 < value < math.inf:
+            if isinstance(value, list):  # as JSON gives a tuple
+                object.__setattr__(self, name, tuple(value))
+            elif name.endswith("lr") and not 0 < value < math.inf:
                 raise KsmError(f"{name} {value}: expected a number greater than 0")
 
     @classmethod

@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -19,8 +20,79 @@ from torch.nn.utils import parametrize
 from ksm.backbones.widen import original_shape
 from ksm.errors import KsmError
 from ksm.methods._masked import by_layer, parts_of
-from ksm.methods._method import Tensors
+from ksm.methods._method import Method, Tensors
 from ksm.pack import pack_bits, unpack_bits
+
+
+@dataclass(frozen=True)
+class Owning(Method):
+    """A method whose tasks share weights.
+
+    Args:
+        weight_lr: learning rate of the free weights.
+        optimizer: `adam` or `sgd`, of all that is trained but scores.
+        base: share of the backbone's weights that the first task frees, in each layer.
+        target_modules: layers whose weights are shared; see `ksm.KSM`.
+    """
+
+    builds_on_tasks: ClassVar[bool] = True
+
+    weight_lr: float = 1e-3
+    optimizer: Literal["adam", "sgd"] = "adam"
+    base: float = 0.5
+    target_modules: str | tuple[str, ...] | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.optimizer not in ("adam", "sgd"):
+            raise KsmError(f"optimizer {self.optimizer!r}: expected adam or sgd")
+        if not 0 <= self.base < 1:
+            raise KsmError(f"base {self.base}: expected at least 0 and less than 1")
+
+    @torch.no_grad()
+    def pack(self, model: nn.Module) -> dict[str, Tensor]:
+        return {
+            f"weights/{name}/{part}": tensor
+            for name, owned in owned_weights(model)
+            for part, tensor in owned.packed().items()
+        }
+
+    @torch.no_grad()
+    def fold(self, model: nn.Module, tensors: Tensors, earlier: Sequence[Tensors] = ()) -> None:
+        before = [by_layer(each, "weights") for each in earlier]
+        for name, parts in by_layer(tensors, "weights").items():
+            module = model.get_submodule(name)
+            weight = module.weight
+            assert isinstance(weight, Tensor)
+            chain = [each.get(name) for each in before]
+            if not earlier:
+                chain = [{"base": parts["base"], "shape": parts["shape"]}]
+            fixed, taken = _owned_by(weight.detach(), chain)
+            if "pick" in parts:
+                pick = torch.zeros_like(taken)
+                bits = unpack_bits(parts["pick"], 1, int(taken.sum())).bool()
+                pick[taken] = bits.to(taken.device)
+                fixed = fixed * pick
+            _add(fixed, taken, parts)
+            module.weight = nn.Parameter(fixed, requires_grad=False)
+
+    @torch.no_grad()
+    def summary(self, model: nn.Module) -> dict[str, Any]:
+        """`layers` and `weights`, and the shares of the weights that `earlier` owners had, that
+        are `own` and that are still `free`."""
+        weights = earlier = own = layers = 0
+        for _, owned in owned_weights(model):
+            layers += 1
+            weights += owned.taken.numel()
+            earlier += int(owned.taken.sum())
+            own += int(owned.keep.sum())
+        return {
+            "layers": layers,
+            "weights": weights,
+            "earlier": earlier / weights,
+            "own": own / weights,
+            "free": 1 - (earlier + own) / weights,
+        }
 
 
 class Full(KsmError):
@@ -160,53 +232,6 @@ def own_weights(
 def owned_weights(model: nn.Module) -> Iterator[tuple[str, OwnedWeight]]:
     """The owned weights of a task model under training, with the names of their layers."""
     yield from parts_of(model, OwnedWeight)
-
-
-def pack_owned(model: nn.Module) -> dict[str, Tensor]:
-    """What a task file holds of all layers."""
-    return {
-        f"weights/{name}/{part}": tensor
-        for name, owned in owned_weights(model)
-        for part, tensor in owned.packed().items()
-    }
-
-
-@torch.no_grad()
-def fold_owned(model: nn.Module, tensors: Tensors, earlier: Sequence[Tensors]) -> None:
-    """Write a task's weights into a frozen clone of the backbone."""
-    before = [by_layer(each, "weights") for each in earlier]
-    for name, parts in by_layer(tensors, "weights").items():
-        module = model.get_submodule(name)
-        weight = module.weight
-        assert isinstance(weight, Tensor)
-        chain = [each.get(name) for each in before]
-        if not earlier:
-            chain = [{"base": parts["base"], "shape": parts["shape"]}]
-        fixed, taken = _owned_by(weight.detach(), chain)
-        if "pick" in parts:
-            pick = torch.zeros_like(taken)
-            pick[taken] = unpack_bits(parts["pick"], 1, int(taken.sum())).bool().to(taken.device)
-            fixed = fixed * pick
-        _add(fixed, taken, parts)
-        module.weight = nn.Parameter(fixed, requires_grad=False)
-
-
-def summary_of(model: nn.Module) -> dict[str, Any]:
-    """`layers` and `weights`, and the shares of the weights that `earlier` owners had, that are
-    `own` and that are still `free`."""
-    weights = earlier = own = layers = 0
-    for _, owned in owned_weights(model):
-        layers += 1
-        weights += owned.taken.numel()
-        earlier += int(owned.taken.sum())
-        own += int(owned.keep.sum())
-    return {
-        "layers": layers,
-        "weights": weights,
-        "earlier": earlier / weights,
-        "own": own / weights,
-        "free": 1 - (earlier + own) / weights,
-    }
 
 
 def _owned_by(

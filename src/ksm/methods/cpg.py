@@ -5,32 +5,23 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
-import torch
 from torch import Tensor, nn
 
 from ksm.backbones.widen import size_of
 from ksm.clone import own, own_norms
 from ksm.errors import KsmError
 from ksm.methods._masked import targets
-from ksm.methods._method import Course, Grow, Method, Phase, Tensors, trunk
-from ksm.methods._owned import (
-    Full,
-    OwnedWeight,
-    fold_owned,
-    own_weights,
-    owned_weights,
-    pack_owned,
-    summary_of,
-)
+from ksm.methods._method import Course, Grow, Phase, Tensors, trunk
+from ksm.methods._owned import Full, OwnedWeight, Owning, own_weights, owned_weights
 
 LADDER = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95)
 """Sparsities of the task's own weights that compacting goes through."""
 
 
 @dataclass(frozen=True)
-class CPG(Method):
+class CPG(Owning):
     """Compacting, picking and growing (arXiv 1910.06562).
 
     The first task frees the `base` smallest weights of each of the backbone's layers. Each task
@@ -42,13 +33,12 @@ class CPG(Method):
 
     Args:
         score_lr, start, tau: of the pick mask, as in Piggyback.
-        weight_lr, weight_decay: of the free weights.
+        weight_decay: of the free weights.
         optimizer: of weights, normalisation and head: `adam`, or `sgd` with Nesterov momentum 0.9.
-        base: share of the backbone's weights that is freed, in each layer.
         goal: validation accuracy to meet, in [0, 1], such as a network of the task's own reaches;
             0: what the task reached before it was compacted.
         max_size: how far the network may grow, in its own size; it does so by 0.5 each time.
-        target_modules: layers whose weights are shared; see `ksm.KSM`.
+        weight_lr, base, target_modules: see `Owning`.
     """
 
     name: ClassVar[str] = "cpg"
@@ -58,32 +48,21 @@ class CPG(Method):
     published_training: ClassVar[Mapping[str, Any]] = {
         "epochs": 330, "warmup": 0.0, "settle": 0, "drops": (0.5, 0.8)
     }  # fmt: skip
-    builds_on_tasks: ClassVar[bool] = True
 
     score_lr: float = 1e-3
     start: float = 1e-2
     tau: float = 5e-3
-    weight_lr: float = 1e-3
     weight_decay: float = 0.0
-    optimizer: Literal["adam", "sgd"] = "adam"
-    base: float = 0.5
     goal: float = 0.0
     max_size: float = 1.0
-    target_modules: str | tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if isinstance(self.target_modules, list):  # as JSON gives it
-            object.__setattr__(self, "target_modules", tuple(self.target_modules))
-        if self.optimizer not in ("adam", "sgd"):
-            raise KsmError(f"optimizer {self.optimizer!r}: expected adam or sgd")
         for key in ("start", "tau"):
             if not math.isfinite(getattr(self, key)):
                 raise KsmError(f"{key} {getattr(self, key)}: expected a finite number")
         if not 0 <= self.weight_decay < math.inf:
             raise KsmError(f"weight_decay {self.weight_decay}: expected a number of at least 0")
-        if not 0 <= self.base < 1:
-            raise KsmError(f"base {self.base}: expected at least 0 and less than 1")
         if not 0 <= self.goal <= 1:
             raise KsmError(f"goal {self.goal}: expected an accuracy from 0 to 1")
         if not 1 <= self.max_size <= 16:
@@ -163,17 +142,6 @@ class CPG(Method):
     def _grow(self, model: nn.Module) -> None:
         if (size := size_of(model) + 0.5) <= self.max_size:
             raise Grow(size)
-
-    @torch.no_grad()
-    def pack(self, model: nn.Module) -> dict[str, Tensor]:
-        return pack_owned(model)
-
-    @torch.no_grad()
-    def summary(self, model: nn.Module) -> dict[str, Any]:
-        return summary_of(model)
-
-    def fold(self, model: nn.Module, tensors: Tensors, earlier: Sequence[Tensors] = ()) -> None:
-        fold_owned(model, tensors, earlier)
 
 
 class _Gradual:

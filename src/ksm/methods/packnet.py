@@ -4,26 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from ksm.clone import own_norms
 from ksm.errors import KsmError
 from ksm.methods._masked import Norms, check_norms, targets
-from ksm.methods._method import Course, Method, Phase, Tensors, trunk
-from ksm.methods._owned import (
-    fold_owned,
-    own_weights,
-    owned_weights,
-    pack_owned,
-    summary_of,
-)
+from ksm.methods._method import Course, Phase, Tensors, trunk
+from ksm.methods._owned import Owning, own_weights, owned_weights
 
 
 @dataclass(frozen=True)
-class PackNet(Method):
+class PackNet(Owning):
     """Weights shared by pruning and retraining (arXiv 1711.05769).
 
     The first task frees the `base` smallest weights of each of the backbone's layers. Each task
@@ -33,12 +26,10 @@ class PackNet(Method):
     on ImageNet after its first pruning, for which a backbone here has no images.
 
     Args:
-        weight_lr: learning rate of the free weights.
-        base: share of the backbone's weights that is freed, in each layer.
         prune: share of the weights that a task trained and then lets go, in each layer.
-        optimizer: `adam`, or `sgd` with momentum 0.9, of all that is trained.
+        optimizer: `adam`, or `sgd` with momentum 0.9.
         norms: `frozen` as published, or `task`: each task has its own normalisation.
-        target_modules: layers whose weights are shared; see `ksm.KSM`.
+        weight_lr, base, target_modules: see `Owning`.
     """
 
     name: ClassVar[str] = "packnet"
@@ -48,25 +39,15 @@ class PackNet(Method):
     published_training: ClassVar[Mapping[str, Any]] = {
         "epochs": 30, "warmup": 0.0, "settle": 0, "drops": (0.5,)
     }  # fmt: skip
-    builds_on_tasks: ClassVar[bool] = True
 
-    weight_lr: float = 1e-3
-    base: float = 0.5
     prune: float = 0.75
-    optimizer: Literal["adam", "sgd"] = "adam"
     norms: Norms = "task"
-    target_modules: str | tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if isinstance(self.target_modules, list):  # as JSON gives it
-            object.__setattr__(self, "target_modules", tuple(self.target_modules))
         check_norms(self.norms)
-        if self.optimizer not in ("adam", "sgd"):
-            raise KsmError(f"optimizer {self.optimizer!r}: expected adam or sgd")
-        for key in ("base", "prune"):
-            if not 0 <= getattr(self, key) < 1:
-                raise KsmError(f"{key} {getattr(self, key)}: expected at least 0 and less than 1")
+        if not 0 <= self.prune < 1:
+            raise KsmError(f"prune {self.prune}: expected at least 0 and less than 1")
 
     def attach(self, model: nn.Module, head: str, earlier: Sequence[Tensors] = ()) -> Iterable[str]:
         outside = trunk(model, self.mask_from) | {head}
@@ -95,14 +76,3 @@ class PackNet(Method):
             owned.prune(self.prune)
         slower = [{**group, "lr": group["lr"] / 10} for group in self.groups(model, head)]
         return (yield Phase("retrain", epochs - train, slower, drops=False))
-
-    @torch.no_grad()
-    def pack(self, model: nn.Module) -> dict[str, Tensor]:
-        return pack_owned(model)
-
-    @torch.no_grad()
-    def summary(self, model: nn.Module) -> dict[str, Any]:
-        return summary_of(model)
-
-    def fold(self, model: nn.Module, tensors: Tensors, earlier: Sequence[Tensors] = ()) -> None:
-        fold_owned(model, tensors, earlier)
