@@ -306,7 +306,20 @@ def test_a_comparison_of_own_folders(home, works, refused):
         (["images", "--out", "new", "--render"], "no cells in"),
     ]:
         refused("compare", *arguments, *TINY, told=told)
+
+
+def test_protocols_by_name(home, works, refused):
     assert "piggyback+bn" in works("bench", "rows").out
+    for arguments, told in [
+        (["nope"], "no protocol 'nope': expected one of five-domains, twenty-tasks"),
+        (["cifar100"], "bench cifar100: expected a folder with your copy"),
+        (["five-domains", "images"], "bench five-domains: expected no folder"),
+        (["imagenet-to-sketch", "images"], "has no folder cubs_cropped/train"),
+        (["cifar100", "images", "--out", "out"], "images"),
+        (["ablation", "--methods", "ksm default,x"], "no row 'x'"),
+    ]:
+        refused("bench", *arguments, told=told)
+    assert not (home / "out").exists() and not (home / "comparison").exists()
 
 
 @pytest.mark.slow
