@@ -22,7 +22,7 @@ MethodsOption = Annotated[
 SeedsOption = Annotated[int, typer.Option(min=1, help="Seeds 0 ... N-1.")]
 OutOption = Annotated[
     Path | None,
-    typer.Option(help="Folder for cells, report and pictures. Default: comparison/NAME."),
+    typer.Option(help="Folder for cells, report and pictures."),
 ]
 ProcessesOption = Annotated[int, typer.Option(min=1, help="Cells at the same time.")]
 BackboneOption = Annotated[str | None, typer.Option("--backbone", help="Backbone by name.")]
@@ -39,7 +39,9 @@ def compare(
     size: Annotated[int, typer.Option(help="Image side, pixels.")] = 96,
     epochs: Annotated[int, typer.Option(help="Of each task.")] = 15,
     augment: Annotated[str, typer.Option(help="none, flip, crop or crop+flip.")] = "flip",
-    limit: Annotated[int | None, typer.Option(help="At most so many training images.")] = None,
+    limit: Annotated[
+        int | None, typer.Option(min=1, help="At most so many training images.")
+    ] = None,
     out: OutOption = None,
     processes: ProcessesOption = 1,
     render: RenderOption = False,
@@ -138,16 +140,21 @@ def _go(
     processes: int,
     render: bool,
 ) -> None:
+    from importlib.util import find_spec
+
     from ksm.bank import write_atomically
     from ksm.compare.cells import run
     from ksm.compare.pictures import draw
     from ksm.compare.report import Results, markdown
 
-    if not render:
-        run(protocol, rows, range(seeds), out, processes)
+    if not all(find_spec(package) for package in ("matplotlib", "scipy")):
+        raise KsmError("a comparison needs matplotlib and scipy: pip install 'ksm[compare]'")
+    failed = [] if render else run(protocol, rows, range(seeds), out, processes)
     results = Results.of(out)
     text = markdown(results)
     write_atomically(out / "report.md", text.encode())
     print(text)
     for path in [out / "report.md", *draw(results, out)]:
         print(path)
+    if failed:
+        raise KsmError(f"not finished: {'; '.join(failed)}")

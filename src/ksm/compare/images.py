@@ -9,10 +9,17 @@ import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
+from ksm.compare.protocol import Protocol
 from ksm.data.folder import scan, spread
 from ksm.errors import KsmError
 
 _DONE = "subset.json"
+
+
+def images_of(protocol: Protocol, place: int, out: Path) -> Path:
+    """The folder of images of a protocol's task, made at the first call; see `subset`."""
+    domain = protocol.domains[place]
+    return subset(domain.folder(), out / "images" / domain.name, protocol.limit, domain.classes)
 
 
 def subset(
@@ -23,35 +30,55 @@ def subset(
     The same images each time: spread evenly over each split, which is sorted by class.
 
     Args:
+        to: must be new, empty, or made by this function.
         limit: at most so many images of a split, by the split's name.
         classes: only these.
 
     Raises:
-        KsmError: the folder cannot be used, has no test split, or `to` holds another subset.
+        KsmError: the folder cannot be used, has no test split, a limit leaves a class without
+            images, or `to` holds something else.
     """
     wanted = {"folder": str(folder.resolve()), "limit": dict(limit), "classes": classes}
     wanted = json.loads(json.dumps(wanted))
-    if (to / _DONE).exists():
-        if json.loads((to / _DONE).read_text(encoding="utf-8")) != wanted:
-            raise KsmError(f"{to} holds other images than asked for: remove it")
+    if to.exists() and (not to.is_dir() or any(to.iterdir())):
+        if _holds(to) != wanted:
+            raise KsmError(
+                f"{to} holds something else than the images asked for: choose another --out"
+            )
         return to
     found = scan(folder)
     if not found.splits["test"]:
         raise KsmError(f"{folder} has no test split: a comparison needs one")
+    chosen = {
+        split: spread(
+            [(p, c) for p, c in samples if classes is None or found.classes[c] in classes],
+            limit.get(split),
+        )
+        for split, samples in found.splits.items()
+    }
+    left = {found.classes[label] for _, label in chosen["train"]}
+    if missing := [name for name in classes or found.classes if name not in left]:
+        raise KsmError(
+            f"{folder}: no training image of class {missing[0]!r} is left: raise the limit"
+        )
     to.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=to.parent) as temporary:
-        for split, samples in found.splits.items():
-            chosen = [(p, c) for p, c in samples if classes is None or found.classes[c] in classes]
-            for number, (path, label) in enumerate(spread(chosen, limit.get(split))):
-                place = Path(temporary) / split / found.classes[label]
+        tree = Path(temporary, "tree")
+        for split, samples in chosen.items():
+            for number, (path, label) in enumerate(samples):
+                place = tree / split / found.classes[label]
                 place.mkdir(parents=True, exist_ok=True)
                 _link(path.resolve(), place / f"{number:06}-{path.name}")
-        (Path(temporary) / _DONE).write_text(json.dumps(wanted), encoding="utf-8")
-        shutil.rmtree(to, ignore_errors=True)
-        os.chmod(temporary, 0o755)
-        os.rename(temporary, to)
-        os.mkdir(temporary)  # for the context manager to remove
+        (tree / _DONE).write_text(json.dumps(wanted), encoding="utf-8")
+        os.replace(tree, to)
     return to
+
+
+def _holds(to: Path) -> object:
+    try:
+        return json.loads((to / _DONE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
 
 
 def _link(path: Path, to: Path) -> None:

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from ksm.bank import Bank
 from ksm.data.load import Augment
 from ksm.data.sets import SETS, get
 from ksm.errors import KsmError
 from ksm.methods import METHODS, make
+from ksm.training import Training
 
 
 @dataclass(frozen=True)
@@ -84,6 +87,8 @@ class Protocol:
         names = [domain.name for domain in self.domains]
         if len(set(names)) != len(names):
             raise KsmError(f"two tasks have the same name: {', '.join(sorted(names))}")
+        for name in names:
+            Bank().path(name)  # a task's name must be plain
 
 
 ROWS: dict[str, Row] = {
@@ -99,27 +104,31 @@ ROWS: dict[str, Row] = {
         Row("packnet+bn", "packnet"),
         Row("finetune", "finetune"),
         Row("cpg", "cpg", goal_of="finetune"),
+        Row("cpg-grow", "cpg", settings={"max_size": 2.0}, goal_of="finetune"),
         Row("scratch", "scratch"),
         Row("ksm", "ksm"),
         Row("ksm-released", "ksm", recipe="released"),
+        Row("piggyback-released", "piggyback", recipe="released"),
+        Row("packnet-released", "packnet", recipe="released"),
+        Row("cpg-released", "cpg", recipe="released", goal_of="finetune"),
     )
 }
-"""The rows by name. `+bn`: each task has its own BatchNorm; without it, frozen as published.
-Learning rates of norms and head were selected on the validation split of two domains."""
+"""The rows by name. `+bn`: a task has its own BatchNorm; without, the backbone's, as published.
+`-released`: published learning rates, optimizer and schedule too. `cpg` may not grow; `cpg-grow`
+may, to twice the size."""
 
 
-def rows_named(names: list[str], known: Mapping[str, Row] = ROWS) -> tuple[Row, ...]:
-    """Rows by name; a method's name alone means the method with its default settings.
+def rows_named(names: Sequence[str], known: Mapping[str, Row] = ROWS) -> tuple[Row, ...]:
+    """Rows by name, each once.
 
     Raises:
         KsmError: there is no such row.
     """
-    found: list[Row] = []
-    for name in names:
-        if name not in known and name not in METHODS:
+    wanted = dict.fromkeys(name.strip() for name in names)
+    for name in wanted:
+        if name not in known:
             raise KsmError(f"no row {name!r}: expected one of {', '.join(known)}")
-        found.append(known.get(name) or Row(name, name))
-    return tuple(found)
+    return tuple(known[name] for name in wanted)
 
 
 FIVE_DOMAINS = (
@@ -144,10 +153,9 @@ def ablation(backbone: str = "resnet50_1by2") -> Protocol:
 
 
 def _variants(method: str, *settings: dict[str, Any]) -> list[Row]:
-    texts = [" ".join(f"{k}={v}" for k, v in one.items()) or "default" for one in settings]
     return [
-        Row(f"{method} {text}", method, settings=one)
-        for text, one in zip(texts, settings, strict=True)
+        Row("-".join([method, *(f"{k}={v}" for k, v in one.items())]), method, settings=one)
+        for one in settings
     ]
 
 
@@ -179,26 +187,46 @@ ABLATION = {
             {"mask_from": "layer2"},
             {"mask_from": "layer3"},
         ),
-        Row("ksm released", "ksm", recipe="released"),
+        Row("ksm-released", "ksm", recipe="released"),
     )
 }
 """One setting of ksm changed at a time; and learning rates of its rivals, to select from."""
 
 
-def setup_of(protocol: Protocol, row: Row, place: int, seed: int) -> dict[str, Any]:
-    """All that decides a cell's result, ready for JSON."""
+def described(protocol: Protocol) -> dict[str, Any]:
+    """All of a protocol that decides results, ready for JSON."""
+    facts = dataclasses.asdict(protocol)
+    tasks = [{**task, "source": Path(task["source"]).name} for task in facts.pop("domains")]
+    return json.loads(json.dumps({**facts, "tasks": tasks}))
+
+
+def training_of(protocol: Protocol, row: Row, place: int, seed: int) -> Training:
+    """How a cell is trained."""
     domain = protocol.domains[place]
+    budget: dict[str, Any] = {
+        "epochs": protocol.epochs,
+        "batch": protocol.batch,
+        "augment": domain.augment,
+        "min_area": domain.min_area,
+        "seed": seed,
+    }
+    if row.recipe == "released":
+        return Training.released(METHODS[row.method], **budget)
+    return Training(**budget)
+
+
+def setup_of(protocol: Protocol, row: Row, place: int, seed: int) -> dict[str, Any]:
+    """All that decides a cell's result, ready for JSON; the goal of a row that has one, and the
+    images themselves, aside."""
     method = make(row.method, row.recipe, **row.settings)
-    order = [d.name for d in protocol.domains[:place]] if method.builds_on_tasks else []
-    shared = {k: v for k, v in dataclasses.asdict(protocol).items() if k != "domains"}
-    return {
-        **shared,
-        "tasks": [d.name for d in protocol.domains],
-        "domain": {**dataclasses.asdict(domain), "source": Path(domain.source).name},
+    facts = {
+        "protocol": described(protocol),
+        "task": protocol.domains[place].name,
         "row": row.name,
         "recipe": row.recipe,
         "method": method.settings(),
         "goal_of": row.goal_of,
-        "earlier": order,
+        "training": dataclasses.asdict(training_of(protocol, row, place, seed)),
         "seed": seed,
     }
+    return json.loads(json.dumps(facts))

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean
-from typing import Any
 
 import numpy as np
 
@@ -16,6 +16,7 @@ from ksm.compare.cells import Cell, read
 from ksm.compare.protocol import ROWS
 from ksm.display import clock, size
 from ksm.errors import KsmError
+from ksm.methods import make
 
 
 @dataclass(frozen=True)
@@ -38,20 +39,25 @@ class Results:
         Raises:
             KsmError: there is none, or they are of different protocols.
         """
-        found = [read(path) for path in sorted((out / "cells").glob("*.json"))]
+        found = [read(path) for path in sorted((out / "cells").glob("*/*.json"))]
         if not found:
             raise KsmError(f"no cells in {out / 'cells'}: run the comparison first")
-        protocols = {json_key(_protocol(cell)) for cell in found}
-        if len(protocols) > 1:
-            raise KsmError(f"{out} has cells of {len(protocols)} protocols: keep each in a folder")
-        cells = {
-            (c["setup"]["row"], c["setup"]["domain"]["name"], c["setup"]["seed"]): c for c in found
-        }
+        protocol = found[0]["setup"]["protocol"]
+        if any(cell["setup"]["protocol"] != protocol for cell in found):
+            raise KsmError(f"{out} has cells of several protocols: keep each in a folder")
+        cells = {(c["setup"]["row"], c["setup"]["task"], c["setup"]["seed"]): c for c in found}
+        tasks = tuple(task["name"] for task in protocol["tasks"])
+        for task in tasks:
+            counts = {json.dumps(c["images"]) for c in found if c["setup"]["task"] == task}
+            if len(counts) > 1:
+                raise KsmError(f"{out}: cells of task {task!r} saw different numbers of images")
+        if len({cell["peak_memory"]["of"] for cell in found}) > 1:
+            raise KsmError(f"{out} has cells of a GPU and of a CPU: keep each in a folder")
         known = list(ROWS)
         rows = sorted(
             {row for row, _, _ in cells}, key=lambda r: (known.index(r) if r in known else 99, r)
         )
-        return cls(cells, tuple(rows), tuple(found[0]["setup"]["tasks"]))
+        return cls(cells, tuple(rows), tasks)
 
     def seeds(self, row: str) -> list[int]:
         """Seeds with which all tasks of the row were measured."""
@@ -96,33 +102,59 @@ def markdown(results: Results, about: str = "", against: str = "ksm") -> str:
     parts = [_head(results, about), _accuracies(results, complete)]
     if against in complete and len(complete) > 1:
         parts.append(_differences(results, complete, against))
-    parts += [_cost(results, complete), _transfer(results, complete)]
+    parts += [_cost(results, complete), _transfer(results, complete), _rows(results, complete)]
     if missing := [row for row in results.rows if row not in complete]:
         parts.append(f"Not complete yet, and left out: {', '.join(missing)}.")
     return "\n\n".join(parts) + "\n"
 
 
 def _head(results: Results, about: str) -> str:
-    cell = next(iter(results.cells.values()))
-    setup, machine = cell["setup"], cell["machine"]
-    limit = ", ".join(f"{n} {split}" for split, n in setup["limit"].items())
-    versions = ", ".join(f"{k} {v}" for k, v in cell["versions"].items())
-    threads = sorted({c["machine"]["threads"] for c in results.cells.values()})
+    cells = list(results.cells.values())
+    protocol = cells[0]["setup"]["protocol"]
+    limit = ", ".join(f"{n} {split}" for split, n in protocol["limit"].items())
+    augment = ", ".join(f"{task['name']} {task['augment']}" for task in protocol["tasks"])
+
+    def every(facts: Callable[[Cell], str]) -> str:
+        return "; ".join(sorted({facts(cell) for cell in cells}))
+
+    machines = every(
+        lambda cell: "{device} ({processor}, {cores} cores, {threads} threads a cell)".format(
+            **cell["machine"]
+        )
+    )
+    versions = every(lambda cell: ", ".join(f"{k} {v}" for k, v in cell["versions"].items()))
     lines = [
-        f"# {setup['name']} on {setup['backbone']}",
+        f"# {protocol['name']} on {protocol['backbone']}",
         "",
         *([about, ""] if about else []),
-        f"{len(results.tasks)} tasks in this order: {', '.join(results.tasks)}. Images of "
-        f"{setup['size']} pixels{f', at most {limit}' if limit else ''}; {setup['epochs']} epochs "
-        f"of {setup['batch']} images a step, which each method divides among its phases. The "
-        "validation split selects the epoch, the test split is read once at the end. Test accuracy "
-        "in %; ± is half the 95 % confidence interval of the mean over seeds (Student's t), and "
-        "is not given for one seed.",
+        f"{len(results.tasks)} tasks, learned in this order, each with its augmentation: "
+        f"{augment}. "
+        f"Images of {protocol['size']} pixels{f', at most {limit}' if limit else ''}; "
+        f"{protocol['epochs']} epochs of {protocol['batch']} images a step, which each method "
+        "divides among its phases. The validation split selects the epoch, the test split is read "
+        "once at the end. Test accuracy in %; ± is half the 95 % confidence interval of the mean "
+        "over seeds (Student's t), and is not given for one seed.",
         "",
-        f"Measured on {machine['device']} ({machine['processor']}, {machine['cores']} cores, "
-        f"{', '.join(map(str, threads))} threads a cell); {versions}. A file a cell in `cells/`.",
+        f"Measured on {machines}; {versions}. A file a cell in `cells/`.",
     ]
     return "\n".join(lines)
+
+
+def _rows(results: Results, rows: Sequence[str]) -> str:
+    body: list[list[str]] = []
+    for row in rows:
+        cell = results.of_row(row)[0]
+        method = {k: v for k, v in cell["setup"]["method"].items() if k != "name"}
+        default = make(cell["setup"]["method"]["name"]).settings()
+        changed = [f"{k} {v}" for k, v in method.items() if v != default[k] and k != "goal"]
+        if goal := cell["setup"]["goal_of"]:
+            changed.append(f"goal of {goal}")
+        schedule = "published" if cell["setup"]["recipe"] == "released" else "cosine"
+        body.append([row, cell["setup"]["method"]["name"], ", ".join(changed) or "-", schedule])
+    return (
+        "## Rows\n\nSettings that differ from the method's defaults. Every row has the same epochs."
+        "\n\n" + table(["row", "method", "settings", "schedule"], body)
+    )
 
 
 def _accuracies(results: Results, rows: Sequence[str]) -> str:
@@ -147,8 +179,8 @@ def _differences(results: Results, rows: Sequence[str], against: str) -> str:
             body.append([f"{against} - {row}", str(len(found)), text(found, "+"), clear])
     return (
         f"## {against} against the others\n\nDifference of the average in points, paired by seed "
-        "and task; `clear`: the interval does not hold 0.\n\n"
-        + table(["difference", "seeds", "points", "clear"], body)
+        "and task; `clear`: the interval does not hold 0 (each row by itself, not corrected for "
+        "their number).\n\n" + table(["difference", "seeds", "points", "clear"], body)
     )
 
 
@@ -226,15 +258,3 @@ def table(head: Sequence[str], body: Sequence[Sequence[str]]) -> str:
     """A Markdown table, its first column to the left and the others to the right."""
     rule = ["---", *["---:"] * (len(head) - 1)]
     return "\n".join(f"| {' | '.join(line)} |" for line in [head, rule, *body])
-
-
-def _protocol(cell: Cell) -> dict[str, Any]:
-    setup = cell["setup"]
-    keys = ("name", "backbone", "size", "epochs", "batch", "limit", "tasks")
-    return {key: setup[key] for key in keys}
-
-
-def json_key(value: Any) -> str:
-    import json
-
-    return json.dumps(value, sort_keys=True)

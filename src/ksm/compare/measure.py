@@ -1,0 +1,117 @@
+"""Measuring one cell."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import ksm
+from ksm.bank import write_atomically
+from ksm.compare.cells import Cell, Chain
+from ksm.compare.images import images_of
+from ksm.compare.protocol import setup_of, training_of
+from ksm.compare.start import backbone_of
+from ksm.data.folder import scan
+from ksm.data.load import load
+from ksm.evaluation import device, evaluate
+from ksm.methods import make
+
+
+def measure(chain: Chain, place: int) -> Cell:
+    """Learn one task, then test it and all tasks before it from their files; write the cell.
+
+    Raises:
+        KsmError: as `ksm.learn`; an image that cannot be read is an error.
+    """
+    if chain.threads:
+        torch.set_num_threads(chain.threads)
+    protocol, row, bank = chain.protocol, chain.row, chain.bank
+    goal = chain.goal(place)
+    settings = {**row.settings, **({} if goal is None else {"goal": goal})}
+    method = make(row.method, row.recipe, **settings)
+    backbone = backbone_of(protocol, chain.out)
+    names = [domain.name for domain in protocol.domains]
+    earlier = ()
+    if method.builds_on_tasks:
+        chain.clear(place)
+        if place:
+            last = bank.load(names[place - 1])
+            earlier = (*last.earlier, last)
+    task = ksm.learn(
+        backbone,
+        images_of(protocol, place, chain.out),
+        name=names[place],
+        method=method,
+        training=training_of(protocol, row, place, chain.seed),
+        size=protocol.size,
+        earlier=earlier,
+        strict=True,
+    )
+    memory = _peak_memory()
+    file = bank.save(task, force=True)
+    accuracies: dict[str, float] = {task.name: task.metrics["test"]["accuracy"]}
+    for before, name in enumerate(names[:place]):
+        if name in bank:
+            stored = bank.load(name)
+            samples = scan(images_of(protocol, before, chain.out)).splits["test"]
+            model = stored.on(backbone).to(device())
+            accuracies[name] = evaluate(model, load(samples, stored.preprocess))["accuracy"]
+    record = task.record
+    cell: Cell = {
+        "setup": setup_of(protocol, row, place, chain.seed),
+        "val": task.metrics["val"]["accuracy"],
+        "test": task.metrics["test"]["accuracy"],
+        "accuracies": accuracies,
+        "goal": goal,
+        "images": record["images"],
+        "bytes": {**task.sizes(), "file": file.stat().st_size, "full_copy": record["full_copy"]},
+        "mask": record.get("mask"),
+        "grown": task.grown,
+        "parameters": record["parameters"],
+        "seconds": record["seconds"],
+        "images_per_second": _pace(record["history"]),
+        "epochs": len(record["history"]),
+        "best_epoch": record["best_epoch"],
+        "peak_memory": memory,
+        "history": record["history"],
+        "versions": record["versions"],
+        "machine": {
+            "device": record["device"],
+            "processor": platform.machine(),
+            "cores": os.cpu_count(),
+            "threads": torch.get_num_threads(),
+        },
+    }
+    path = chain.path(place)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, (json.dumps(cell, indent=1) + "\n").encode())
+    return cell
+
+
+def _pace(history: list[dict[str, Any]]) -> float:
+    """Images a second over all training steps: the harmonic mean over the epochs."""
+    return len(history) / sum(1 / record["images_per_second"] for record in history)
+
+
+def _peak_memory() -> dict[str, Any]:
+    """Bytes: of tensors on the GPU where there is one, else of the process's resident set."""
+    if torch.cuda.is_available():
+        return {"bytes": torch.cuda.max_memory_allocated(), "of": "tensors on the GPU"}
+    of = "resident set of the process"
+    try:  # not getrusage's: on Linux that begins with the parent's peak
+        status = Path("/proc/self/status").read_text()
+        found = re.search(r"VmHWM:\s+(\d+) kB", status)
+        return {"bytes": int(found[1]) * 1024 if found else None, "of": of}
+    except OSError:
+        pass
+    try:
+        import resource
+    except ImportError:
+        return {"bytes": None, "of": "not known on this system"}
+    return {"bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, "of": of}
