@@ -1,16 +1,20 @@
 """Tasks that build on tasks: in memory, in a bank, and when something is missing."""
 
 import dataclasses
+import json
 
 import pytest
 import torch
+from torch import nn
 
 import ksm
 from conftest import Tiny, tiny
 from ksm import Bank, KsmError, Task
+from ksm import bank as bank_module
 from ksm.backbones import fingerprint
-from ksm.bank import read
+from ksm.bank import read, read_header
 from ksm.methods import CPG, KSM, Grow, PackNet
+from ksm.methods._owned import owned_weights
 
 X = torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
 
@@ -146,3 +150,96 @@ def test_a_full_network_is_told_before_training(backbone):
     with pytest.raises(Grow, match=r"grow to 1\.5 times"):
         ksm.add_task(backbone, 3, method=CPG(base=0.0, max_size=2.0))
     assert ksm.add_task(backbone, 3, method=CPG(base=0.0, max_size=2.0), grown=1.5)
+
+
+def test_a_renamed_task_can_be_built_on(chain, backbone, tmp_path):
+    bank = Bank(tmp_path)
+    bank.save(chain[0])
+    bank.path("one").rename(bank.path("first"))
+    first = bank.load("first")
+    second = learned(backbone, "second", first.method, [first])
+    bank.save(second)
+    assert torch.equal(bank.load("second").on(backbone)(X), second.on(backbone)(X))
+
+
+def test_a_damaged_neighbour_is_in_nobodys_way(chain, tmp_path):
+    bank = Bank(tmp_path)
+    bank.save(chain[0])
+    bank.path("broken").write_bytes(b"x" * 100)
+    assert [t.name for t in bank.chain(chain[0].method.name, chain[0].fingerprint)] == ["one"]
+    bank.save(chain[1])
+    bank.remove("two")
+
+
+def rewritten(path, **changes):
+    """The file with other values in its JSON and a digest that fits."""
+    from safetensors.torch import load_file, save_file
+
+    tensors, meta = load_file(path), read_header(path)
+    meta |= changes
+    meta.pop("digest")
+    meta["digest"] = bank_module._digest(meta, tensors)
+    save_file(tensors, path, {"ksm": json.dumps(meta)})
+
+
+@pytest.mark.parametrize(
+    "links", [5, None, [5], [[]], [["one"]], [["one", 5]], [["../one", "x"]], [["one", "x"]] * 2]
+)
+def test_links_that_are_none_are_refused_and_harm_no_other_task(chain, tmp_path, links):
+    bank = Bank(tmp_path)
+    for task in chain[:2]:
+        bank.save(task)
+    rewritten(bank.path("two"), earlier=links)
+    with pytest.raises(KsmError):
+        bank.load("two")
+    if not isinstance(links, list) or [type(x) for x in links] != [list] * len(links):
+        bank.remove("one")
+
+
+@pytest.mark.parametrize("grown", [-1, 0, 0.25, float("nan"), float("inf"), 1e6, "2", None])
+def test_sizes_that_are_none_are_refused(chain, tmp_path, grown):
+    bank = Bank(tmp_path)
+    bank.save(chain[0])
+    rewritten(bank.path("one"), grown=grown)
+    with pytest.raises(KsmError):
+        bank.load("one")
+
+
+@pytest.mark.parametrize(
+    ("part", "value"),
+    [
+        ("shape", torch.tensor(3)),
+        ("shape", torch.tensor([8.0, 3, 3, 3])),
+        ("shape", torch.tensor([8, 3, 3])),
+        ("shape", torch.tensor([8, 3, 3, 3, 1])),
+        ("shape", torch.tensor([2**62, 3, 3, 3])),
+        ("shape", torch.tensor([0, 3, 3, 3])),
+        ("value", torch.zeros(1)),
+        ("value", torch.zeros(10**5)),
+        ("keep", torch.zeros(3, dtype=torch.uint8)),
+    ],
+)
+def test_weights_that_do_not_fit_are_refused(chain, backbone, part, value):
+    first = chain[0]
+    tensors = {**first.tensors, f"weights/stem/{part}": value}
+    with pytest.raises(KsmError):
+        dataclasses.replace(first, tensors=tensors).on(backbone)
+    other = {**first.tensors, f"weights/{part}": value}
+    with pytest.raises(KsmError, match="does not fit its backbone"):
+        dataclasses.replace(first, tensors=other).on(backbone)
+
+
+def test_what_is_trained_is_counted(backbone):
+    whole = 8 * 3 * 9 + 16 * 8 * 9
+    for method, scores in [(PackNet(norms="frozen"), 0), (CPG(), whole)]:
+        model = ksm.add_task(backbone, 3, method=method)
+        taken = sum(int(owned.taken.sum()) for _, owned in owned_weights(model))
+        rest = 16 * 3 + 3 + (0 if method.name == "packnet" else 2 * (8 + 16) + 16)
+        assert method.trained(model) == (whole - taken) + (taken if scores else 0) + rest
+
+
+def test_tied_weights_are_not_untied_unsaid(backbone):
+    backbone.again = nn.Conv2d(8, 16, 3, 2, 1)
+    backbone.again.weight = backbone.body.weight
+    with pytest.raises(KsmError, match="uses a parameter in two places"):
+        ksm.add_task(backbone, 3, method="finetune")

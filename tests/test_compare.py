@@ -11,11 +11,13 @@ import ksm
 from conftest import COLOURS, write_folder
 from ksm import KsmError
 from ksm.compare import cells
-from ksm.compare.cells import Chain, measure, run
+from ksm.compare.cells import Chain, run
 from ksm.compare.images import subset
+from ksm.compare.measure import measure
 from ksm.compare.pictures import draw
 from ksm.compare.protocol import ROWS, Domain, Protocol, Row, five_domains, rows_named, setup_of
 from ksm.compare.report import Results, markdown
+from ksm.compare.start import backbone_of, prepare
 from ksm.data.folder import scan
 
 TWO = (Row("ksm", "ksm"), Row("packnet", "packnet"))
@@ -33,7 +35,7 @@ def protocol(tmp_path):
 
 
 def chain(protocol, row, out, seed=0):
-    return Chain(protocol, row, seed, out, None)
+    return Chain(protocol, row, seed, out)
 
 
 @pytest.fixture
@@ -48,8 +50,7 @@ def measured(protocol, tmp_path):
 
 def test_a_cell_tells_what_was_done_and_measured(protocol, measured):
     cell = cells.read(chain(protocol, TWO[1], measured).path(1))
-    assert cell["setup"] == json.loads(json.dumps(setup_of(protocol, TWO[1], 1, 0)))
-    assert cell["setup"]["earlier"] == ["one"]
+    assert cell["setup"] == setup_of(protocol, TWO[1], 1, 0)
     assert set(cell["accuracies"]) == {"one", "two"}
     assert cell["accuracies"]["two"] == cell["test"]
     first = cells.read(chain(protocol, TWO[1], measured).path(0))
@@ -95,10 +96,15 @@ def test_what_is_missing(protocol, measured):
     assert ksm_.missing() == packnet.missing() == []
     for each in (ksm_, packnet):
         each.path(1).unlink()
-    packnet.bank.remove("two")
+    assert ksm_.missing() == packnet.missing() == [1]
+    measure(packnet, 1)  # its file is there: it is learned anew
+    assert packnet.missing() == []
+    packnet.path(0).unlink()
+    assert packnet.missing() == [0, 1]
+    measure(packnet, 0)
+    assert "two" not in packnet.bank  # which was built on another first task
     packnet.bank.remove("one")
-    ksm_.bank.remove("one")
-    assert ksm_.missing() == [1]
+    packnet.path(1).unlink()
     assert packnet.missing() == [0, 1]  # the second task needs the first one's file
     packnet.path(1).write_bytes(packnet.path(0).read_bytes())
     with pytest.raises(KsmError, match="measured with other settings"):
@@ -121,11 +127,69 @@ def test_a_setting_added_since_then_has_its_default(protocol, measured):
     assert chain(protocol, TWO[0], measured).missing() == []
 
 
-def test_damaged_cells_are_told(protocol, measured):
+@pytest.mark.parametrize("content", ["{", "{}", "[]", '{"setup": {}}', '{"setup": 5}'])
+def test_what_is_no_cell_is_told(protocol, measured, content):
     path = chain(protocol, TWO[0], measured).path(0)
-    path.write_text("{")
+    path.write_text(content)
     with pytest.raises(KsmError, match=r"damaged or no cell: .*; remove it"):
         chain(protocol, TWO[0], measured).missing()
+
+
+def test_a_folder_of_results_holds_one_protocol(protocol, measured):
+    with pytest.raises(KsmError, match="is of another protocol"):
+        run(dataclasses.replace(protocol, size=48), TWO, [0], measured)
+
+
+def test_a_goal_is_that_of_the_row_it_names(protocol, measured):
+    row = Row("cpg", "cpg", goal_of="ksm")
+    here = chain(protocol, row, measured)
+    cell = measure(here, 0)
+    known = chain(protocol, TWO[0], measured).path(0)
+    assert cell["goal"] == cells.read(known)["val"] and here.missing() == [1]
+    other = cells.read(known)
+    other["val"] = 0.123
+    known.write_text(json.dumps(other))
+    with pytest.raises(KsmError, match="measured with other settings"):
+        here.missing()
+    known.unlink()
+    with pytest.raises(KsmError, match=r"which has no cell .*: compare both"):
+        measure(here, 0)
+
+
+@pytest.mark.slow
+def test_a_row_that_cannot_go_on_does_not_stop_the_others(protocol, tmp_path):
+    full = Row("full", "packnet", settings={"prune": 0.0})
+    failed = run(protocol, (full, Row("probe", "probe")), [0], tmp_path / "out", 2, print)
+    assert len(failed) == 1 and "full · two · seed 0: no free weight is left" in failed[0]
+    assert Results.of(tmp_path / "out").seeds("probe") == [0]
+
+
+def test_images_of_the_user_are_never_removed(tmp_path):
+    folder = write_folder(tmp_path / "out" / "images" / "one", 8)
+    before = sorted(folder.rglob("*.png"))
+    with pytest.raises(KsmError, match="holds something else than the images asked for"):
+        subset(folder, folder, {})
+    assert sorted(folder.rglob("*.png")) == before and all(p.is_file() for p in before)
+    with pytest.raises(KsmError, match=r"no training image of class 'green' is left"):
+        subset(folder, tmp_path / "new", {"train": 1})
+    assert not (tmp_path / "new").exists()
+
+
+def test_an_image_that_vanished_is_an_error(protocol, measured, tmp_path):
+    next((tmp_path / "one").rglob("*.png")).rename(tmp_path / "away.png")
+    with pytest.raises(KsmError):
+        for place in range(2):
+            measure(chain(protocol, TWO[0], measured, seed=1), place)
+
+
+def test_cells_that_saw_other_images_make_no_table(protocol, measured):
+    measure(chain(protocol, TWO[0], measured, seed=1), 0)
+    path = chain(protocol, TWO[0], measured, seed=1).path(0)
+    cell = json.loads(path.read_text())
+    cell["images"]["test"] -= 1
+    path.write_text(json.dumps(cell))
+    with pytest.raises(KsmError, match="task 'one' saw different numbers of images"):
+        Results.of(measured)
 
 
 def test_subsets_are_the_same_each_time_and_spread_over_classes(tmp_path):
@@ -145,7 +209,7 @@ def test_subsets_are_the_same_each_time_and_spread_over_classes(tmp_path):
     assert counts.sum() == 9 and counts.min() >= 2
     assert len(found.splits["test"]) == len(scan(folder).splits["test"])
     assert subset(folder, tmp_path / "a", limit) == first
-    with pytest.raises(KsmError, match="holds other images"):
+    with pytest.raises(KsmError, match="holds something else"):
         subset(folder, tmp_path / "a", {"train": 8})
     two = subset(folder, tmp_path / "c", {}, ("red", "blue"))
     assert scan(two).classes == ("blue", "red")
@@ -174,19 +238,20 @@ def test_results_hold_complete_seeds_alone(protocol, measured):
 
 def invented(measured, accuracies):
     """Rewrite the cells' accuracies: `{row: {seed: [one, two]}}`."""
-    template = json.loads(next((measured / "cells").glob("ksm-one-*")).read_text())
-    for path in (measured / "cells").glob("*.json"):
+    template = json.loads(next((measured / "cells").glob("ksm/one-*")).read_text())
+    for path in (measured / "cells").glob("*/*.json"):
         path.unlink()
     for row, seeds in accuracies.items():
         for seed, values in seeds.items():
             for place, (task, value) in enumerate(zip(("one", "two"), values, strict=True)):
                 cell = json.loads(json.dumps(template))
-                cell["setup"] |= {"row": row, "seed": seed}
-                cell["setup"]["domain"]["name"] = task
+                cell["setup"] |= {"row": row, "seed": seed, "task": task}
+                cell["images"] = None
                 cell["test"] = value
                 cell["accuracies"] = dict(zip(("one", "two"), values[: place + 1], strict=False))
-                name = f"{row}-{task}-seed{seed}.json"
-                (measured / "cells" / name).write_text(json.dumps(cell))
+                place = measured / "cells" / row
+                place.mkdir(exist_ok=True)
+                (place / f"{task}-seed{seed}.json").write_text(json.dumps(cell))
 
 
 def test_the_report_has_the_figures_of_the_cells(measured):
@@ -209,10 +274,10 @@ def test_the_report_has_the_figures_of_the_cells(measured):
 
 
 def test_incomplete_rows_are_named_and_left_out(measured):
-    next((measured / "cells").glob("ksm-two-*")).unlink()
+    next((measured / "cells").glob("ksm/two-*")).unlink()
     text = markdown(Results.of(measured))
     assert "left out: ksm" in text and "| packnet | 1 |" in text
-    for path in (measured / "cells").glob("packnet-*"):
+    for path in (measured / "cells").glob("packnet/*"):
         path.unlink()
     with pytest.raises(KsmError, match="no row is complete"):
         markdown(Results.of(measured))
@@ -221,9 +286,9 @@ def test_incomplete_rows_are_named_and_left_out(measured):
 def test_cells_of_two_protocols_make_no_table(protocol, measured):
     path = chain(protocol, TWO[0], measured).path(0)
     cell = json.loads(path.read_text())
-    cell["setup"]["size"] = 48
+    cell["setup"]["protocol"]["size"] = 48
     path.write_text(json.dumps(cell))
-    with pytest.raises(KsmError, match="cells of 2 protocols"):
+    with pytest.raises(KsmError, match="cells of several protocols"):
         Results.of(measured)
 
 
@@ -245,22 +310,25 @@ def test_rows_have_methods_and_settings_that_work():
     for row in ROWS.values():
         assert setup_of(five_domains(), row, 0, 0)["method"]["name"] == row.method
         assert row.goal_of is None or row.goal_of in ROWS
-    assert [row.name for row in rows_named(["ksm", "cpg"])] == ["ksm", "cpg"]
+    assert [row.name for row in rows_named(["ksm", " cpg", "ksm"])] == ["ksm", "cpg"]
     with pytest.raises(KsmError, match="no row 'nope': expected one of probe, bn"):
         rows_named(["nope"])
 
 
 def test_two_tasks_of_one_name_are_refused():
+    with pytest.raises(KsmError, match="task name 'my photos': expected letters"):
+        Protocol("x", (Domain("my photos", "fashion"),), "mobilenetv2")
     with pytest.raises(KsmError, match="same name"):
         Protocol("x", (Domain("a", "fashion"), Domain("a", "solar")), "mobilenetv2")
 
 
 def test_seeds_change_what_is_learned_and_nothing_else(protocol, tmp_path):
-    for seed in (0, 0, 1):
-        measure(chain(protocol, TWO[0], tmp_path / "out", seed), 0)
-    banks = [chain(protocol, TWO[0], tmp_path / "out", seed).bank for seed in (0, 1)]
-    first, second = (bank.load("one").tensors["own/fc.weight"] for bank in banks)
-    assert not torch.equal(first, second)
+    heads = []
+    for seed, out in [(0, "a"), (0, "b"), (1, "a")]:
+        here = chain(protocol, TWO[0], tmp_path / out, seed)
+        measure(here, 0)
+        heads.append(here.bank.load("one").tensors["own/fc.weight"])
+    assert torch.equal(heads[0], heads[1]) and not torch.equal(heads[0], heads[2])
 
 
 def test_a_backbone_can_be_trained_on_the_first_task(protocol, tmp_path):
@@ -268,10 +336,15 @@ def test_a_backbone_can_be_trained_on_the_first_task(protocol, tmp_path):
 
     protocol = dataclasses.replace(protocol, start="first-task", backbone="conftest:tiny")
     out = tmp_path / "out"
-    told = cells._train_backbone(protocol, out)
-    assert told.startswith("backbone on one: test ")
-    backbone = cells._backbone(protocol, out)
+    assert prepare(protocol, out).startswith("backbone on one: test ")
+    assert prepare(protocol, out) is None
+    backbone = backbone_of(protocol, out)
     assert fingerprint(backbone, "fc") != fingerprint(ksm.backbone("conftest:tiny"), "fc")
     measure(chain(protocol, TWO[0], out), 1)
     task = chain(protocol, TWO[0], out).bank.load("two")
     assert task.fingerprint == fingerprint(backbone, "fc")
+    with pytest.raises(KsmError, match="trained by another protocol"):
+        backbone_of(dataclasses.replace(protocol, epochs=9), out)
+    (out / "backbone.safetensors").write_bytes(b"x" * 40)
+    with pytest.raises(KsmError, match=r"backbone.safetensors is damaged: .*; remove it"):
+        backbone_of(protocol, out)

@@ -11,8 +11,9 @@ from PIL import Image
 
 import ksm
 from conftest import picture
-from ksm.compare.cells import Chain, measure
+from ksm.compare.cells import Chain
 from ksm.compare.images import subset
+from ksm.compare.measure import measure
 from ksm.compare.protocol import ROWS, Protocol
 from ksm.compare.public import IMAGENET_TO_SKETCH, cifar100, imagenet_to_sketch, twenty_tasks
 from ksm.data.cifar100 import superclass_folders

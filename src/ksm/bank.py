@@ -14,11 +14,11 @@ import json
 import os
 import re
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from safetensors import SafetensorError, safe_open
 
@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from ksm.task import Task
 
 FORMAT = 1
+LARGEST = 16
+"""How far a task's network may have grown, in sizes of the backbone."""
 SUFFIX = ".safetensors"
 _SHAPE: dict[str, type] = {
     "name": str,
@@ -120,15 +122,23 @@ class Bank:
         """
         self.check_free(task.name, force)
         path = self.path(task.name)
-        for one in task.earlier:
-            if one.name not in self or self.header(one.name)["digest"] != digest_of(one):
-                raise KsmError(
-                    f"task {task.name!r} builds on task {one.name!r}, which is not in "
-                    f"{self.folder}, or not as it was: save it there first"
-                )
+        self.check_earlier(task.name, task.earlier)
         path.parent.mkdir(parents=True, exist_ok=True)
         write(path, task)
         return path
+
+    def check_earlier(self, name: str, earlier: Sequence[Task]) -> None:
+        """Tell before any work whether a task could be saved that builds on these.
+
+        Raises:
+            KsmError: one is not in the bank, or another task of its name is.
+        """
+        for one in earlier:
+            if one.name not in self or self.header(one.name)["digest"] != digest_of(one):
+                raise KsmError(
+                    f"task {name!r} builds on task {one.name!r}, which is not in "
+                    f"{self.folder}, or not as it was: save it there first"
+                )
 
     def load(self, name: str) -> Task:
         """Read a task. Its name is the file's: who renames the file renames the task.
@@ -143,7 +153,7 @@ class Bank:
             if parent not in self:
                 raise KsmError(f"task {name!r} builds on {parent!r}, which is not in {self.folder}")
             one, _ = _read(self.path(parent))
-            if self.header(parent)["digest"] != digest:
+            if one.digest != digest:
                 raise KsmError(
                     f"task {name!r} builds on {parent!r}, whose file in {self.folder} is another"
                 )
@@ -160,10 +170,9 @@ class Bank:
         Raises:
             KsmError: as `load`, or there are several such chains.
         """
-        headers = {name: self.header(name) for name in self.names()}
         found = {
             name: [link[0] for link in header.get("earlier", [])]
-            for name, header in headers.items()
+            for name, header in self._headers().items()
             if header["method"]["name"] == method
             and header["backbone"]["fingerprint"] == fingerprint
         }
@@ -202,13 +211,17 @@ class Bank:
 
     def _check_leaf(self, name: str) -> None:
         """No other task builds on this one."""
-        for other in self.names():
-            try:
-                links = read_header(self.path(other)).get("earlier", [])
-            except KsmError:
-                continue  # a damaged file must not keep others from being removed
-            if name in [link[0] for link in links]:
+        for other, header in self._headers().items():
+            if name in [link[0] for link in header.get("earlier", [])]:
                 raise KsmError(f"task {other!r} builds on {name!r}: remove {other!r} first")
+
+    def _headers(self) -> dict[str, dict[str, Any]]:
+        """Those that can be read: a damaged file must not keep others from their work."""
+        found: dict[str, dict[str, Any]] = {}
+        for name in self.names():
+            with suppress(KsmError):
+                found[name] = self.header(name)
+        return found
 
     def _existing(self, name: str) -> Path:
         path = self.path(name)
@@ -233,8 +246,8 @@ def write(path: Path, task: Task) -> None:
 
 
 def digest_of(task: Task) -> str:
-    """SHA-256, in hex, of all that a task's file means."""
-    return _digest(_meta(task), task.tensors)
+    """SHA-256, in hex, of all that a task's file means; of a task from a file, that file's."""
+    return task.digest or _digest(_meta(task), task.tensors)
 
 
 def _meta(task: Task) -> dict[str, Any]:
@@ -297,6 +310,11 @@ def read_header(path: Path) -> dict[str, Any]:
     for key, kind in _SHAPE.items():
         if not isinstance(_at(meta, key), kind):
             raise KsmError(f"{path} is damaged: expected a {kind.__name__} as its {key!r}")
+    links, grown = meta.get("earlier", []), meta.get("grown", 1.0)
+    if not isinstance(links, list) or not all(_is_link(link) for link in links):
+        raise KsmError(f"{path} is damaged: expected a name and a digest for each earlier task")
+    if not isinstance(grown, int | float) or not 1 <= grown <= LARGEST:
+        raise KsmError(f"{path} is damaged: grown is {grown}, expected 1 to {LARGEST}")
     if not all(isinstance(name, str) for name in meta["classes"]):
         raise KsmError(f"{path} is damaged: expected text for each of its classes")
     return meta
@@ -338,7 +356,7 @@ def _read(path: Path) -> tuple[Task, list[tuple[str, str]]]:
     try:
         prepare: dict[str, Any] = backbone["preprocess"]
         prepare = {**prepare, "mean": tuple(prepare["mean"]), "std": tuple(prepare["std"])}
-        links = [(str(name), str(digest)) for name, digest in meta.get("earlier", [])]
+        links = [(name, link) for name, link in meta.get("earlier", [])]
         task = Task(
             name=meta["name"],
             classes=tuple(meta["classes"]),
@@ -347,6 +365,7 @@ def _read(path: Path) -> tuple[Task, list[tuple[str, str]]]:
             fingerprint=backbone["fingerprint"],
             tensors=tensors,
             grown=float(meta.get("grown", 1.0)),
+            digest=digest,
             record=meta["record"],
             metrics=meta["metrics"],
         )
@@ -355,6 +374,10 @@ def _read(path: Path) -> tuple[Task, list[tuple[str, str]]]:
         raise KsmError(
             f"{path} was written by another version of ksm or is damaged: {error}"
         ) from error
+
+
+def _is_link(link: Any) -> bool:
+    return isinstance(link, list) and [type(part) for part in cast("list[Any]", link)] == [str, str]
 
 
 def _at(meta: Any, key: str) -> Any:

@@ -68,7 +68,7 @@ def learn(
         ),
     ] = "ksm",
     recipe: Annotated[
-        str, typer.Option(help="default, or released: the paper's settings and 30 epochs.")
+        str, typer.Option(help="default, or released: the paper's settings and epochs.")
     ] = "default",
     set_: Annotated[
         list[str] | None,

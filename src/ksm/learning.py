@@ -15,6 +15,7 @@ from torch import nn
 import ksm
 from ksm.backbones import Description, describe
 from ksm.backbones import backbone as backbone_by_name
+from ksm.bank import Bank
 from ksm.course import Run
 from ksm.data.folder import Folder, Sample, scan, spread
 from ksm.data.load import MEMORY, Images, load
@@ -66,6 +67,7 @@ def learn(
     watcher = watcher or Watcher()
     training = training or Training()
     method = make(method) if isinstance(method, str) else method
+    Bank().path(name)  # must be plain, which saving would tell only after the training
     found = scan(folder)
     if strict and found.others:
         raise KsmError(f"{found.others[0]}: its name is no image's, and strict was asked for")
@@ -102,7 +104,10 @@ def learn(
     with torch.random.fork_rng(gpus):
         torch.manual_seed(training.seed)
 
-        def attempt(grown: float) -> tuple[nn.Module, Outcome]:
+        run = Run(images["train"], images["val"], training, watcher)
+
+        def attempt(grown: float) -> tuple[nn.Module, int, Outcome] | float:
+            """The model, how much of it was trained, and the outcome; or the size to try next."""
             count = len(found.classes)
             try:
                 model = add_task(
@@ -110,13 +115,14 @@ def learn(
                 )
                 _check_outputs(model, count, preprocess, describe(backbone, head))
                 watcher.attached(method.summary(model))
-                return model, run.go_through(model)
+                return model, method.trained(model), run.go_through(model)
             except Grow as wish:
-                return attempt(wish.size)
+                return wish.size
 
-        run = Run(images["train"], images["val"], training, watcher)
-        model, outcome = attempt(1.0)
-        trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+        result = attempt(1.0)
+        while not isinstance(result, tuple):
+            result = attempt(result)
+        model, trained, outcome = result
         task = Task.of(model, name, found.classes, preprocess=preprocess)
     best, stopped = outcome.record, run.stopped
     metrics: dict[str, Any] = {

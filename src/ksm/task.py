@@ -150,6 +150,7 @@ class Task:
         earlier: the tasks that it builds on, the oldest first; it needs their tensors (PackNet
             and CPG, whose tasks share weights; none for other methods).
         grown: size of its network in sizes of the backbone (CPG).
+        digest: of the file that it was read from; None where it was not read from one.
         record: how it was trained, for people and for JSON.
         metrics: such as `{"val": {"accuracy": 0.93, "images": 300}}`, accuracies in [0, 1].
     """
@@ -162,6 +163,7 @@ class Task:
     tensors: dict[str, Tensor]
     earlier: tuple[Task, ...] = ()
     grown: float = 1.0
+    digest: str | None = None
     record: dict[str, Any] = field(default_factory=dict)
     metrics: dict[str, Any] = field(default_factory=dict)
 
@@ -243,7 +245,7 @@ class Task:
                 if f"own/{head}.{parameter}" not in self.tensors:
                     raise KeyError(f"{head}.{parameter} is missing")
             self.method.fold(model, self.tensors, [task.tensors for task in self.earlier])
-        except (AttributeError, RuntimeError, KeyError) as error:
+        except (AttributeError, RuntimeError, LookupError, TypeError, ValueError) as error:
             raise KsmError(
                 f"task {self.name!r} does not fit its backbone ({error}); the file is damaged or "
                 "was written by another version of ksm"

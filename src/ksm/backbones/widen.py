@@ -34,13 +34,14 @@ def widened(backbone: nn.Module, size: float) -> nn.Module:
     if size == 1:
         return backbone
     description = describe(backbone)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
+    with torch.random.fork_rng(devices=[]), torch.device("cpu"):
+        torch.default_generator.manual_seed(0)
         make: Any = getattr(backbone, "widened", None)
         if make is not None:
             network: nn.Module = make(size)
         else:
             network = _scaled(backbone, math.sqrt(size), description.head)
+    network = network.to(next(backbone.parameters()).device)
     state = backbone.state_dict()
     with torch.no_grad():
         for name, tensor in network.state_dict().items():
@@ -65,7 +66,7 @@ def size_of(network: nn.Module) -> float:
 
 
 def _scaled(backbone: nn.Module, width: float, head: str) -> nn.Module:
-    network = copy.deepcopy(backbone)
+    network = copy.deepcopy(backbone).cpu()  # where the generator is the same on all machines
     last = 0
     for name, module in network.named_modules():
         tensors = [*module.parameters(recurse=False), *module.buffers(recurse=False)]

@@ -190,7 +190,8 @@ ABLATION = {
         Row("ksm-released", "ksm", recipe="released"),
     )
 }
-"""One setting of ksm changed at a time; and learning rates of its rivals, to select from."""
+"""One thing of ksm changed at a time (min-max with the published alpha); and learning rates of its
+rivals, to select from."""
 
 
 def described(protocol: Protocol) -> dict[str, Any]:

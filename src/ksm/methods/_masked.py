@@ -173,7 +173,7 @@ def by_layer(tensors: Mapping[str, Tensor], kind: str) -> dict[str, dict[str, Te
     found: dict[str, dict[str, Tensor]] = {}
     for key in sorted(tensors):
         if key.startswith(f"{kind}/"):
-            _, layer, part = key.split("/")
+            layer, _, part = key.removeprefix(f"{kind}/").rpartition("/")
             found.setdefault(layer, {})[part] = tensors[key]
     return found
 

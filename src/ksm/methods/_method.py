@@ -134,6 +134,10 @@ class Method:
         """
         return [{"params": [p for p in model.parameters() if p.requires_grad], "lr": self.lr}]
 
+    def trained(self, model: nn.Module) -> int:
+        """How many numbers are trained; before training."""
+        return sum(p.numel() for p in model.parameters() if p.requires_grad)
+
     def phases(self, model: nn.Module, head: str, epochs: int) -> Course:
         """How a task is trained in `epochs` epochs: one phase after another.
 

@@ -49,6 +49,13 @@ class Owning(Method):
         if not 0 <= self.base < 1:
             raise KsmError(f"base {self.base}: expected at least 0 and less than 1")
 
+    def trained(self, model: nn.Module) -> int:
+        idle = 0  # a value is trained where free, a score where not
+        for _, owned in owned_weights(model):
+            taken = int(owned.taken.sum())
+            idle += taken + (0 if owned.score is None else owned.taken.numel() - taken)
+        return super().trained(model) - idle
+
     @torch.no_grad()
     def pack(self, model: nn.Module) -> dict[str, Tensor]:
         return {
@@ -127,11 +134,13 @@ class OwnedWeight(nn.Module):
         first: bool,
     ) -> None:
         super().__init__()
-        self.register_buffer("fixed", fixed)
-        self.register_buffer("taken", taken)
+        self.register_buffer("fixed", fixed, persistent=False)
+        self.register_buffer("taken", taken, persistent=False)
         self.register_buffer("keep", ~taken)
-        self.value = nn.Parameter(value)
-        self.score = None if start is None else nn.Parameter(torch.full_like(fixed, start))
+        exact = torch.promote_types(fixed.dtype, torch.float32)  # small steps must not be lost
+        self.value = nn.Parameter(value.to(exact))
+        score = None if start is None else torch.full_like(fixed, start, dtype=exact)
+        self.score = None if score is None else nn.Parameter(score)
         self.tau = tau
         self.first = first
 
@@ -142,9 +151,9 @@ class OwnedWeight(nn.Module):
     def forward(self, weight: Tensor) -> Tensor:
         fixed = self.fixed
         if self.score is not None:
-            hard = (self.score.detach() > self.tau).to(fixed.dtype)
-            fixed = fixed * (hard + (self.score - self.score.detach()))
-        return torch.where(self.keep, self.value, fixed)
+            hard = (self.score.detach() > self.tau).to(self.score.dtype)
+            fixed = fixed * (hard + (self.score - self.score.detach())).to(fixed.dtype)
+        return torch.where(self.keep, self.value.to(fixed.dtype), fixed)
 
     @torch.no_grad()
     def prune(self, share: float) -> None:
@@ -159,7 +168,7 @@ class OwnedWeight(nn.Module):
         """What a task file holds of the layer."""
         found = {
             "keep": pack_bits(self.keep[~self.taken], 1),
-            "value": self.value.detach()[self.keep],
+            "value": self.value.detach()[self.keep].to(self.fixed.dtype),
         }
         found["shape"] = torch.tensor(self.taken.shape)
         if self.first:
@@ -244,7 +253,7 @@ def _owned_by(
         if parts is None:
             raise KeyError("an earlier task has other layers")
         if "base" in parts:
-            part = taken[_leading(parts["shape"].tolist())]
+            part = taken[_block(parts["shape"], taken)]
             base = unpack_bits(parts["base"], 1, part.numel()).bool()
             part.copy_(base.reshape(part.shape))
             fixed = weight * taken
@@ -255,12 +264,28 @@ def _owned_by(
 
 def _add(fixed: Tensor, taken: Tensor, parts: Mapping[str, Tensor]) -> None:
     """Put what one task added into the weights and into the record of which are taken."""
-    block = _leading(parts["shape"].tolist())
+    block = _block(parts["shape"], taken)
     free = ~taken[block]
     keep = torch.zeros_like(free)
     keep[free] = unpack_bits(parts["keep"], 1, int(free.sum())).bool().to(keep.device)
+    if parts["value"].numel() != (kept := int(keep.sum())):
+        raise ValueError(f"{parts['value'].numel()} values for {kept} weights")
     fixed[block] = fixed[block].masked_scatter(keep, parts["value"].to(fixed))
     taken[block] |= keep
+
+
+def _block(shape: Tensor, within: Tensor) -> tuple[slice, ...]:
+    """The block that a stored shape names.
+
+    Raises:
+        ValueError: it does not fit.
+    """
+    found = shape.tolist() if shape.dtype == torch.int64 and shape.dim() == 1 else []
+    if len(found) != within.dim() or not all(
+        1 <= n <= most for n, most in zip(found, within.shape, strict=True)
+    ):
+        raise ValueError(f"a shape of {found} in a weight of {tuple(within.shape)}")
+    return _leading(found)
 
 
 def _leading(shape: Sequence[int]) -> tuple[slice, ...]:

@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 from torch import nn
 
 from ksm.clone import is_norm, own
+from ksm.errors import KsmError
 from ksm.methods._method import Method, Tensors, trunk
 
 
@@ -31,6 +32,12 @@ class Finetune(Method):
             for name, module in model.named_modules()
             if name not in outside and (module._parameters or module._buffers)  # its direct tensors
         ]
+        names = [name for name, _ in model.named_parameters(remove_duplicate=False)]
+        if len(names) > len(list(model.parameters())):
+            raise KsmError(
+                f"{type(model).__name__} uses a parameter in two places, which {self.name} would "
+                "make two of"
+            )
         for name in owned:
             own(model.get_submodule(name))
         return owned
