@@ -257,7 +257,7 @@ def test_user_errors(backbone):
         (lambda: add_task(model, 2), "is itself a task model"),
         (lambda: parameter_groups(backbone), "is no task model"),
         (lambda: Task.of(model, "t", ["a", "b", "c"]), "3 class names for a head with 2"),
-        (lambda: add_task(backbone, 2, method="nope"), "expected one of ksm, piggyback, bn"),
+        (lambda: add_task(backbone, 2, method="nope"), "expected one of ksm, piggyback, packnet"),
         (lambda: add_task(backbone, 2, method=KSM(target_modules="x")), "no layer to mask"),
         (lambda: add_task(backbone, 2, method=KSM(target_modules="(")), "not a valid regex"),
         (lambda: add_task(backbone, 2, method=KSM(mask_from="x")), "no module named 'x'"),
@@ -371,6 +371,7 @@ def test_parts_of_a_task_file(backbone):
         "mask": units // 8,
         "norm": 4 * 4 * (8 + 16) + 2 * 8,
         "head": 4 * (3 * 16 + 3),
+        "weights": 0,
     }
     assert task.record["mask"] == {"layers": 2, "weights": 9 * units, "units": units, "off": 0.0}
     assert task.preprocess.size == 32

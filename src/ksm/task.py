@@ -163,7 +163,7 @@ class Task:
     tensors: dict[str, Tensor]
     earlier: tuple[Task, ...] = ()
     grown: float = 1.0
-    digest: str | None = None
+    digest: str | None = field(default=None, compare=False)
     record: dict[str, Any] = field(default_factory=dict)
     metrics: dict[str, Any] = field(default_factory=dict)
 
