@@ -130,8 +130,8 @@ def report() -> str:
         "file a cell in `results/controls`. On one thread a cell. Each method's learning rate of",
         "norms and head was selected on validation (below). ksm's other settings are its defaults,",
         "which earlier trials on emoji-style with the ResNet suggested. Three seeds left the",
-        "difference of ksm and bn on characters with MobileNetV2 open (+1.2 ± 2.8); three more were",
-        "then run, once, and all six count.",
+        "difference of ksm and bn on characters with MobileNetV2 open (+1.2 ± 2.8); three more",
+        "were then run, once, and all six count.",
     ]
     for backbone in BACKBONES:
         lines += ["", f"## {backbone}", "", *_tables(backbone)]
