@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
+from multiprocessing import resource_tracker
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -151,15 +152,17 @@ def run(
             raise KsmError(f"{path} is of another protocol or its settings: choose another --out")
     for place in range(len(protocol.domains)):
         images_of(protocol, place, out)
-    if line := _alone(prepare, protocol, out):
-        tell(line)
+    resource_tracker.ensure_running()  # its start would let a thread's interrupts through again
+    with ThreadPoolExecutor(1, initializer=_leave_interrupts) as pool:
+        if line := pool.submit(_alone, prepare, protocol, out).result():
+            tell(line)
     threads = max(1, (os.cpu_count() or 1) // processes) if processes > 1 else None
     failed: list[str] = []
     for wave in [[r for r in rows if not r.goal_of], [r for r in rows if r.goal_of]]:
         chains = [Chain(protocol, row, seed, out, threads) for seed in seeds for row in wave]
         left = [(chain, places) for chain in chains if (places := chain.missing())]
         stop = threading.Event()
-        with ThreadPoolExecutor(processes) as pool:
+        with ThreadPoolExecutor(processes, initializer=_leave_interrupts) as pool:
             try:
                 for done in [pool.submit(_run_chain, *each, stop, tell) for each in left]:
                     if failure := done.result():
@@ -201,6 +204,14 @@ def _alone(work: Callable[..., T], *arguments: Any) -> T:
             ) from None
 
 
+def _leave_interrupts() -> None:
+    """Ctrl-C is the main thread's; a process started from this one waits with it too."""
+    if hasattr(signal, "pthread_sigmask"):
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+
+
 def _die_of_interrupts() -> None:
     """Learning keeps its best epoch when it is interrupted, which here would make half a cell."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
+    if hasattr(signal, "pthread_sigmask"):
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
