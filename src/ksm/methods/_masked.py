@@ -14,7 +14,7 @@ from torch.nn.utils import parametrize
 from ksm.clone import own_norms
 from ksm.errors import KsmError
 from ksm.layout import Granularity, can_mask, layout
-from ksm.methods._method import Method, Tensors, matches, trunk
+from ksm.methods._method import Method, Tensors, matches, others, trunk
 
 Norms = Literal["task", "frozen"]
 
@@ -24,8 +24,6 @@ class Masked(Method):
     """A method with a mask on each layer.
 
     Args:
-        score_lr: learning rate of the scores.
-        start: value of every score at the start.
         norms: `task`: each task has its own normalisation, affine and statistics; `frozen`: it
             keeps the backbone's.
         target_modules: which layers get a mask: None for every convolution and Linear, a regex on
@@ -34,15 +32,11 @@ class Masked(Method):
 
     granularity: ClassVar[Granularity]
 
-    score_lr: float = 1e-3
-    start: float = 1e-2
     norms: Norms = "task"
     target_modules: str | tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not math.isfinite(self.start):
-            raise KsmError(f"start {self.start}: expected a finite number")
         check_norms(self.norms)
 
     def mask_of(self, layer: nn.Module) -> LayerMask:
@@ -61,13 +55,6 @@ class Masked(Method):
                 module, "weight", self.mask_of(module), unsafe=True
             )
         return owned
-
-    def groups(self, model: nn.Module, head: str) -> list[dict[str, Any]]:
-        scores = [score for _, mask in layer_masks(model) for score in mask.scores()]
-        known = {id(score) for score in scores}
-        others = [p for p in model.parameters() if p.requires_grad and id(p) not in known]
-        groups = [{"params": others, "lr": self.lr}, {"params": scores, "lr": self.score_lr}]
-        return [group for group in groups if group["params"]]
 
     @torch.no_grad()
     def pack(self, model: nn.Module) -> dict[str, Tensor]:
@@ -99,6 +86,32 @@ class Masked(Method):
             module.weight = nn.Parameter(weight * cut.spread(factors), requires_grad=False)
 
 
+@dataclass(frozen=True)
+class Scored(Masked):
+    """A method that learns its masks from scores.
+
+    Args:
+        score_lr: learning rate of the scores.
+        start: value of every score at the start.
+        norms, target_modules: see `Masked`.
+    """
+
+    score_lr: float = 1e-3
+    start: float = 1e-2
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not math.isfinite(self.start):
+            raise KsmError(f"start {self.start}: expected a finite number")
+
+    def groups(self, model: nn.Module, head: str) -> list[dict[str, Any]]:
+        scores = [mask.score for _, mask in parts_of(model, ScoreMask)]
+        return [
+            {"params": others(model, scores), "lr": self.lr},
+            {"params": scores, "lr": self.score_lr},
+        ]
+
+
 class LayerMask(nn.Module):
     """Parametrization of one layer's weight: `W_t = M * W`, with `M` of shape `layout.units`."""
 
@@ -110,10 +123,6 @@ class LayerMask(nn.Module):
         """Factors of the units, of shape `layout.units`."""
         raise NotImplementedError
 
-    def scores(self) -> list[nn.Parameter]:
-        """What is trained at the scores' learning rate."""
-        return []
-
     def off(self) -> Tensor:
         """Which units do not pass unchanged, bool."""
         raise NotImplementedError
@@ -124,6 +133,16 @@ class LayerMask(nn.Module):
 
     def forward(self, weight: Tensor) -> Tensor:
         return weight * self.layout.spread(self.mask().to(weight.dtype))
+
+
+class ScoreMask(LayerMask):
+    """A mask that is made from scores: float32, of shape `layout.units`."""
+
+    def __init__(self, layer: nn.Module, granularity: Granularity, start: float) -> None:
+        super().__init__(layer, granularity)
+        weight = layer.weight
+        assert isinstance(weight, Tensor)
+        self.score = nn.Parameter(torch.full(self.layout.units, start, device=weight.device))
 
 
 def targets(model: nn.Module, outside: frozenset[str], method: Method) -> dict[str, nn.Module]:

@@ -182,6 +182,12 @@ def trunk(model: nn.Module, mask_from: str | None) -> frozenset[str]:
     return frozenset(before)
 
 
+def others(model: nn.Module, known: Iterable[nn.Parameter]) -> list[nn.Parameter]:
+    """The parameters that are trained and are not among those known."""
+    ids = {id(parameter) for parameter in known}
+    return [p for p in model.parameters() if p.requires_grad and id(p) not in ids]
+
+
 def matches(name: str, targets: str | tuple[str, ...] | None) -> bool:
     """Whether a module name is among the targets: all (None), a regex on the whole name (str), or
     suffixes of dotted names (tuple), as in PEFT's `target_modules`.

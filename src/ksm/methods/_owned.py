@@ -36,6 +36,8 @@ class Owning(Method):
     """
 
     builds_on_tasks: ClassVar[bool] = True
+    sgd: ClassVar[Mapping[str, Any]]
+    """Options of `sgd`, as published."""
 
     weight_lr: float = 1e-3
     optimizer: Literal["adam", "sgd"] = "adam"
@@ -48,6 +50,11 @@ class Owning(Method):
             raise KsmError(f"optimizer {self.optimizer!r}: expected adam or sgd")
         if not 0 <= self.base < 1:
             raise KsmError(f"base {self.base}: expected at least 0 and less than 1")
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """What a parameter group says of its optimizer."""
+        return {"optimizer": self.optimizer, **(self.sgd if self.optimizer == "sgd" else {})}
 
     def trained(self, model: nn.Module) -> int:
         idle = 0  # a value is trained where free, a score where not

@@ -13,7 +13,7 @@ from ksm.backbones.widen import size_of
 from ksm.clone import own, own_norms
 from ksm.errors import KsmError
 from ksm.methods._masked import targets
-from ksm.methods._method import Course, Grow, Phase, Tensors, trunk
+from ksm.methods._method import Course, Grow, Phase, Tensors, others, trunk
 from ksm.methods._owned import Full, OwnedWeight, Owning, own_weights, owned_weights
 
 LADDER = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95)
@@ -48,6 +48,8 @@ class CPG(Owning):
     published_training: ClassVar[Mapping[str, Any]] = {
         "epochs": 330, "warmup": 0.0, "settle": 0, "drops": (0.5, 0.8)
     }  # fmt: skip
+
+    sgd: ClassVar[Mapping[str, Any]] = {"momentum": 0.9, "nesterov": True}
 
     score_lr: float = 1e-3
     start: float = 1e-2
@@ -87,15 +89,10 @@ class CPG(Owning):
         layers = [layer for _, layer in owned_weights(model)]
         weights = [layer.value for layer in layers]
         scores = [layer.score for layer in layers if layer.score is not None]
-        known = {id(p) for p in [*weights, *scores]}
-        others = [p for p in model.parameters() if p.requires_grad and id(p) not in known]
-        options: dict[str, Any] = {"optimizer": self.optimizer}
-        if self.optimizer == "sgd":
-            options |= {"momentum": 0.9, "nesterov": True}
         decay = {"weight_decay": self.weight_decay}
         return [
-            {"params": others, "lr": self.lr, **options},
-            {"params": weights, "lr": self.weight_lr, **options, **decay},
+            {"params": others(model, [*weights, *scores]), "lr": self.lr, **self.options},
+            {"params": weights, "lr": self.weight_lr, **self.options, **decay},
             {"params": scores, "lr": self.score_lr},
         ]
 

@@ -10,7 +10,7 @@ from torch import nn
 
 from ksm.clone import is_norm, own
 from ksm.errors import KsmError
-from ksm.methods._method import Method, Tensors, trunk
+from ksm.methods._method import Method, Tensors, others, trunk
 
 
 @dataclass(frozen=True)
@@ -49,6 +49,7 @@ class Finetune(Method):
             for parameter in module.parameters(recurse=False)
             if parameter.requires_grad and name != head and not is_norm(module)
         ]
-        known = {id(parameter) for parameter in weights}
-        others = [p for p in model.parameters() if p.requires_grad and id(p) not in known]
-        return [{"params": others, "lr": self.lr}, {"params": weights, "lr": self.weight_lr}]
+        return [
+            {"params": others(model, weights), "lr": self.lr},
+            {"params": weights, "lr": self.weight_lr},
+        ]

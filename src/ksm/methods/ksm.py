@@ -13,13 +13,13 @@ from torch import Tensor, nn
 from ksm import mask
 from ksm.errors import KsmError
 from ksm.layout import GRANULARITIES, Granularity
-from ksm.methods._masked import LayerMask, Masked, parts_of
+from ksm.methods._masked import LayerMask, Scored, ScoreMask, parts_of
 from ksm.methods._method import Course, Phase
 from ksm.pack import pack_mask, unpack_mask
 
 
 @dataclass(frozen=True)
-class KSM(Masked):
+class KSM(Scored):
     """Kernel-wise soft masks (arXiv 2009.05668); `KSM.released()` gives the published settings.
 
     Args:
@@ -31,7 +31,7 @@ class KSM(Masked):
         noise: add Gumbel noise to the scores while training.
         levels: values that the mask of an off unit can take in evaluation and in the task file,
             2 ... 256; in training it is not rounded.
-        score_lr, start, norms, target_modules: see `Masked`.
+        score_lr, start, norms, target_modules: see `Scored`.
     """
 
     name: ClassVar[str] = "ksm"
@@ -100,7 +100,7 @@ class KSM(Masked):
         return mask.compose(on.float(), on, fraction, packed.get("alpha", self.alpha))
 
 
-class SoftMask(LayerMask):
+class SoftMask(ScoreMask):
     """The mask of one layer, with its scores as the parameter.
 
     Scores have the shape `layout(layer, granularity).units` and dtype float32. In training mode
@@ -110,13 +110,11 @@ class SoftMask(LayerMask):
     temperature: Tensor
 
     def __init__(self, layer: nn.Module, method: KSM) -> None:
-        super().__init__(layer, method.granularity)
+        super().__init__(layer, method.granularity, method.start)
         self.method = method
-        weight = layer.weight
-        assert isinstance(weight, Tensor)
-        self.score = nn.Parameter(torch.full(self.layout.units, method.start, device=weight.device))
-        self.register_buffer("temperature", torch.tensor(method.temperature, device=weight.device))
-        alpha = torch.tensor(method.alpha, device=weight.device)
+        where = self.score.device
+        self.register_buffer("temperature", torch.tensor(method.temperature, device=where))
+        alpha = torch.tensor(method.alpha, device=where)
         self.alpha = nn.Parameter(alpha) if method.learn_alpha else method.alpha
 
     def mask(self) -> Tensor:
@@ -132,9 +130,6 @@ class SoftMask(LayerMask):
             noise=noise,
             levels=None if self.training else m.levels,
         )
-
-    def scores(self) -> list[nn.Parameter]:
-        return [self.score]
 
     def off(self) -> Tensor:
         return ~mask.is_on(self.score, self.method.beta, self.method.tau)

@@ -11,7 +11,7 @@ from torch import nn
 from ksm.clone import own_norms
 from ksm.errors import KsmError
 from ksm.methods._masked import Norms, check_norms, targets
-from ksm.methods._method import Course, Phase, Tensors, trunk
+from ksm.methods._method import Course, Phase, Tensors, others, trunk
 from ksm.methods._owned import Owning, own_weights, owned_weights
 
 
@@ -40,6 +40,8 @@ class PackNet(Owning):
         "epochs": 30, "warmup": 0.0, "settle": 0, "drops": (0.5,)
     }  # fmt: skip
 
+    sgd: ClassVar[Mapping[str, Any]] = {"momentum": 0.9}
+
     prune: float = 0.75
     norms: Norms = "task"
 
@@ -57,14 +59,9 @@ class PackNet(Owning):
 
     def groups(self, model: nn.Module, head: str) -> list[dict[str, Any]]:
         weights = [owned.value for _, owned in owned_weights(model)]
-        known = {id(weight) for weight in weights}
-        others = [p for p in model.parameters() if p.requires_grad and id(p) not in known]
-        options: dict[str, Any] = {"optimizer": self.optimizer}
-        if self.optimizer == "sgd":
-            options["momentum"] = 0.9
         return [
-            {"params": others, "lr": self.lr, **options},
-            {"params": weights, "lr": self.weight_lr, **options},
+            {"params": others(model, weights), "lr": self.lr, **self.options},
+            {"params": weights, "lr": self.weight_lr, **self.options},
         ]
 
     def phases(self, model: nn.Module, head: str, epochs: int) -> Course:

@@ -7,19 +7,18 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
-import torch
 from torch import Tensor, nn
 
 from ksm.errors import KsmError
 from ksm.layout import Granularity
-from ksm.methods._masked import LayerMask, Masked
+from ksm.methods._masked import LayerMask, Scored, ScoreMask
 from ksm.pack import pack_bits, unpack_bits
 
 Values = Literal["binary", "ternary"]
 
 
 @dataclass(frozen=True)
-class Piggyback(Masked):
+class Piggyback(Scored):
     """Element-wise masks (arXiv 1801.06519): `W_t = M_b * W`, one score a weight.
 
     `M_b = 1[S > tau]`, or `1[S > tau] - 1[S < -tau]` if ternary; the gradient of `M_b` with
@@ -29,7 +28,7 @@ class Piggyback(Masked):
     Args:
         values: `binary` {0, 1}, or `ternary` {-1, 0, 1}.
         tau: threshold of the scores.
-        score_lr, start, norms, target_modules: see `Masked`.
+        score_lr, start, norms, target_modules: see `Scored`.
     """
 
     name: ClassVar[str] = "piggyback"
@@ -61,15 +60,12 @@ class Piggyback(Masked):
         return on.reshape(units)
 
 
-class ElementMask(LayerMask):
+class ElementMask(ScoreMask):
     """The mask of one layer; scores have the shape of the layout's units and dtype float32."""
 
     def __init__(self, layer: nn.Module, method: Piggyback) -> None:
-        super().__init__(layer, method.granularity)
+        super().__init__(layer, method.granularity, method.start)
         self.method = method
-        weight = layer.weight
-        assert isinstance(weight, Tensor)
-        self.score = nn.Parameter(torch.full(self.layout.units, method.start, device=weight.device))
 
     def values(self) -> Tensor:
         """The mask without its gradient: 1, 0 and, if ternary, -1; dtype of the scores."""
@@ -79,9 +75,6 @@ class ElementMask(LayerMask):
 
     def mask(self) -> Tensor:
         return self.values() + (self.score - self.score.detach())
-
-    def scores(self) -> list[nn.Parameter]:
-        return [self.score]
 
     def off(self) -> Tensor:
         return self.values() == 0

@@ -22,7 +22,7 @@ class RandomMask(Masked):
     Args:
         off: share of each layer's units that is off, drawn from torch's global generator.
         granularity: what a unit is; see `ksm.layout`.
-        norms, target_modules: see `Masked`; `score_lr` and `start` have no effect here.
+        norms, target_modules: see `Masked`.
     """
 
     name: ClassVar[str] = "random-mask"
