@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 from torch.nn import functional
+from torch.nn.utils import parametrize
 from torch.utils.data import DataLoader
 
 from ksm.data.load import Images, normalise
@@ -30,15 +31,16 @@ def evaluate(model: nn.Module, images: Images, batch: int = 64) -> dict[str, Any
     """
     device = next(model.parameters()).device
     correct, count, loss = torch.zeros(0), torch.zeros(0), 0.0
-    # A DataLoader draws a number even to go in order: not from the caller's generator.
-    for pixels, label in DataLoader(images, batch, generator=torch.Generator()):
-        outputs = model(normalise(pixels.to(device), images.preprocess)).float().cpu()
-        if not count.numel():
-            correct, count = torch.zeros(outputs.shape[1]), torch.zeros(outputs.shape[1])
-        loss += functional.cross_entropy(outputs, label, reduction="sum").item()
-        hit = (outputs.argmax(1) == label).float()
-        correct.index_add_(0, label, hit)
-        count.index_add_(0, label, torch.ones_like(hit))
+    with parametrize.cached():
+        # A DataLoader draws a number even to go in order: not from the caller's generator.
+        for pixels, label in DataLoader(images, batch, generator=torch.Generator()):
+            outputs = model(normalise(pixels.to(device), images.preprocess)).float().cpu()
+            if not count.numel():
+                correct, count = torch.zeros(outputs.shape[1]), torch.zeros(outputs.shape[1])
+            loss += functional.cross_entropy(outputs, label, reduction="sum").item()
+            hit = (outputs.argmax(1) == label).float()
+            correct.index_add_(0, label, hit)
+            count.index_add_(0, label, torch.ones_like(hit))
     total = int(count.sum())
     return {
         "accuracy": float(correct.sum()) / total,

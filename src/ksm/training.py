@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.utils import parametrize
 from torch.utils.data import DataLoader
 
 from ksm.clone import Held
@@ -22,6 +23,9 @@ from ksm.evaluation import evaluate
 
 if TYPE_CHECKING:
     from ksm.methods import Method, Phase
+
+FUSED = ("cpu", "cuda", "mps", "xpu")
+"""Devices on which torch takes an optimizer's step in one kernel."""
 
 
 @dataclass(frozen=True)
@@ -193,6 +197,7 @@ def fit(
         else cosine(epochs * steps, warmup)
     )
     schedules = [torch.optim.lr_scheduler.LambdaLR(each, factor) for each in optimizers]
+    layout = _layout(prepared, train.preprocess.size)
 
     records: list[dict[str, Any]] = []
     best: tuple[float, float] | None = None
@@ -207,7 +212,8 @@ def fit(
             for step, (pixels, label) in enumerate(loader):
                 if phase.before_step:
                     phase.before_step(share(epoch * steps + step, epochs * steps))
-                outputs = prepared(normalise(pixels, train.preprocess))
+                inputs = normalise(pixels, train.preprocess).contiguous(memory_format=layout)
+                outputs = prepared(inputs)
                 if not isinstance(outputs, Tensor):
                     raise KsmError(
                         f"{type(model).__name__} gives a {type(outputs).__name__} in training: "
@@ -311,8 +317,9 @@ def settle(
     batch = min(batch, len(images))
     loader: Any = DataLoader(images, batch, shuffle=True, generator=generator, drop_last=True)
     device = next(model.parameters()).device
-    for pixels, _ in itertools.islice(loader, batches):
-        model(normalise(pixels.to(device), images.preprocess))
+    with parametrize.cached():
+        for pixels, _ in itertools.islice(loader, batches):
+            model(normalise(pixels.to(device), images.preprocess))
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum
         norm.eval()
@@ -346,6 +353,22 @@ def cosine(steps: int, warmup: int) -> Callable[[int], float]:
     return factor
 
 
+def _layout(model: nn.Module, size: int) -> torch.memory_format:
+    """The order of the input's values: channels last, in which convolutions are fastest, unless the
+    network cannot take it, as where it calls `view` on what a convolution gives."""
+    device = next(model.parameters()).device
+    model.eval()
+    try:
+        image = torch.zeros(1, 3, size, size, device=device)
+        outputs = model(image.contiguous(memory_format=torch.channels_last))
+        outputs.sum().backward()
+    except (RuntimeError, AttributeError):  # the first step tells what else may be wrong
+        return torch.contiguous_format
+    finally:
+        model.zero_grad()
+    return torch.channels_last
+
+
 def _optimizers(groups: list[dict[str, Any]]) -> list[torch.optim.Optimizer]:
     """One optimizer a kind that the groups ask for; Adam where they do not say."""
     kinds: dict[str, Any] = {"adam": torch.optim.Adam, "sgd": torch.optim.SGD}
@@ -353,7 +376,8 @@ def _optimizers(groups: list[dict[str, Any]]) -> list[torch.optim.Optimizer]:
     for group in groups:
         options = {key: value for key, value in group.items() if key != "optimizer"}
         wanted.setdefault(group.get("optimizer", "adam"), []).append(options)
-    return [kinds[kind](options) for kind, options in wanted.items()]
+    fused = all(p.device.type in FUSED for group in groups for p in group["params"])
+    return [kinds[kind](options, fused=fused) for kind, options in wanted.items()]
 
 
 def _class_weights(images: Images, device: torch.device) -> Tensor:

@@ -186,6 +186,8 @@ ABLATION = {
             {"score_lr": 5e-3},
             {"mask_from": "layer2"},
             {"mask_from": "layer3"},
+            {"start": 6e-3},
+            {"lr": 1e-2, "score_lr": 5e-3},
         ),
         Row("ksm-released", "ksm", recipe="released"),
     )
