@@ -18,6 +18,7 @@ from ksm.data.folder import scan
 from ksm.data.load import Images, load, normalise
 from ksm.evaluation import evaluate
 from ksm.methods import Phase
+from ksm.methods.ksm import SoftMask
 from ksm.plot import curves
 from ksm.training import cosine, fit, settle, tenths
 from ksm.watch import Watcher
@@ -476,3 +477,44 @@ def test_packnet_needs_two_epochs_and_cpg_three(colours):
     for method, epochs, least in [("packnet", 1, 2), ("cpg", 2, 3)]:
         with pytest.raises(KsmError, match=f"epochs is {epochs}: .* expected at least {least}"):
             learn(colours, method=method, training=Training(epochs=epochs, batch=8))
+
+
+class Viewing(nn.Module):
+    """Calls `view` on what a convolution gives, as much code does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3, 8, 1)
+        self.fc = nn.Linear(4 * 4 * 4, 5)
+
+    def forward(self, x):
+        return self.fc(self.conv(x).view(len(x), -1))
+
+
+@pytest.mark.parametrize("module, last", [(Viewing, False), (tiny, True)])
+def test_images_come_channels_last_where_the_network_takes_it(module, last):
+    model = ksm.add_task(module(), 3)
+    seen = []
+    model.register_forward_pre_hook(
+        lambda module, inputs: (
+            seen.append(inputs[0].is_contiguous(memory_format=torch.channels_last))
+            if module.training
+            else None
+        )
+    )
+    fit(model, phase(model), images_of(16), images_of(5), QUICK, on_best=lambda record: None)
+    assert seen == [last, last]
+
+
+def test_a_mask_is_made_once_for_a_whole_validation(monkeypatch):
+    made = []
+    forward = SoftMask.forward
+    monkeypatch.setattr(
+        SoftMask, "forward", lambda self, weight: made.append(self) or forward(self, weight)
+    )
+    model = ksm.add_task(tiny(), 3).eval()
+    made.clear()
+    evaluate(model, images_of(9), batch=2)
+    assert len(made) == len(set(made)) == 2
+    settle(model, images_of(9), 2, 4, torch.Generator())
+    assert len(made) == 4

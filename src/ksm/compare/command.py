@@ -12,6 +12,7 @@ from ksm.errors import KsmError
 
 if TYPE_CHECKING:
     from ksm.compare.protocol import Protocol, Row
+    from ksm.compare.report import Split
 
 ROWS = "probe,bn,piggyback+bn,ksm,finetune"
 
@@ -116,7 +117,8 @@ def bench(
     chosen = named[protocol]()
     known = protocols.ABLATION if protocol == "ablation" else protocols.ROWS
     rows = protocols.rows_named(methods.split(",") if methods else list(known), known)
-    _go(chosen, rows, seeds, out or _default(chosen), processes, render)
+    split = "val" if protocol == "ablation" else "test"
+    _go(chosen, rows, seeds, out or _default(chosen), processes, render, split)
 
 
 def _print_rows() -> None:
@@ -139,6 +141,7 @@ def _go(
     out: Path,
     processes: int,
     render: bool,
+    split: Split = "test",
 ) -> None:
     from importlib.util import find_spec
 
@@ -150,7 +153,7 @@ def _go(
     if not all(find_spec(package) for package in ("matplotlib", "scipy")):
         raise KsmError("a comparison needs matplotlib and scipy: pip install 'ksm[compare]'")
     failed = [] if render else run(protocol, rows, range(seeds), out, processes)
-    results = Results.of(out)
+    results = Results.of(out, split)
     text = markdown(results)
     write_atomically(out / "report.md", text.encode())
     print(text)

@@ -19,9 +19,15 @@ COLOURS = {
     "scratch": "#9c9c9c",
 }  # fmt: skip
 
+MARKERS = "svDx+^*"
 
-def draw(results: Results, out: Path) -> list[Path]:
-    """Accuracy against bytes, against training time and by task, and the accuracy matrices.
+
+def draw(results: Results, out: Path, against: str = "ksm") -> list[Path]:
+    """Differences from one row; on the test split also accuracy against bytes, against training
+    time and by task, and the accuracy matrices.
+
+    Args:
+        against: the row from which differences are taken.
 
     Returns:
         The PNG files.
@@ -30,7 +36,6 @@ def draw(results: Results, out: Path) -> list[Path]:
         KsmError: matplotlib is not installed, or a file cannot be written.
     """
     rows = [row for row in results.rows if results.seeds(row)]
-    files = [out / f"{name}.png" for name in ("bytes", "time", "tasks", "matrix")]
 
     def bytes_of(cell: dict[str, Any]) -> float:
         return cell["bytes"]["file"] / 1e6
@@ -38,11 +43,52 @@ def draw(results: Results, out: Path) -> list[Path]:
     def seconds_of(cell: dict[str, Any]) -> float:
         return cell["seconds"]
 
-    _scatter(results, rows, bytes_of, "a task's file (MB)", files[0])
-    _scatter(results, rows, seconds_of, "training of a task (s)", files[1])
-    _tasks(results, rows, files[2])
-    _matrices(results, rows, files[3])
+    files: list[Path] = []
+
+    def new(name: str) -> Path:
+        files.append(out / f"{name}.png")
+        return files[-1]
+
+    if against in rows and len(rows) > 1:
+        _differences(results, rows, against, new("differences"))
+    if results.split == "test":
+        _scatter(results, rows, bytes_of, "a task's file (MB)", new("bytes"))
+        _scatter(results, rows, seconds_of, "training of a task (s)", new("time"))
+        _tasks(results, rows, new("tasks"))
+        _matrices(results, rows, new("matrix"))
     return files
+
+
+def _differences(results: Results, rows: list[str], against: str, file: Path) -> None:
+    others = [row for row in reversed(rows) if row != against]
+    picture = figure(figsize=(7, 0.24 * len(others) + 1.3))
+    axes = picture.subplots()
+    base = results.accuracies(against)
+    for place, row in enumerate(others):
+        found = results.accuracies(row)
+        for number, task in enumerate(results.tasks):
+            of_task = metrics.paired(
+                {k: v for k, v in found.items() if k[0] == task},
+                {k: v for k, v in base.items() if k[0] == task},
+            )
+            axes.plot(
+                [mean(of_task)], [place], MARKERS[number % len(MARKERS)], ms=4, color="#b9bdc6",
+                label=task if place == 0 else None,
+            )  # fmt: skip
+        centre, half = metrics.interval(metrics.paired(found, base))
+        colour = _colour(row, results)
+        axes.errorbar(
+            [centre], [place], xerr=None if np.isnan(half) else [half], fmt="o", ms=6,
+            color=colour, capsize=3,
+        )  # fmt: skip
+    axes.axvline(0, color=INK, lw=0.8)
+    axes.set_yticks(range(len(others)), others, fontsize=8)
+    axes.set(
+        ylim=(-0.6, len(others) - 0.4), xlabel=f"{results.what}, points above {against} (average)"
+    )
+    axes.legend(frameon=False, fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5))
+    _plain(axes)
+    save(picture, file)
 
 
 def _scatter(
@@ -64,7 +110,7 @@ def _scatter(
         axes.annotate(
             row, (x, y), textcoords="offset points", xytext=(7, 5), color=colour, fontsize=8
         )
-    axes.set(xscale="log", xlabel=f"{label}, log scale", ylabel="average test accuracy (%)")
+    axes.set(xscale="log", xlabel=f"{label}, log scale", ylabel=f"average {results.what} (%)")
     axes.margins(x=0.2)
     _plain(axes)
     save(picture, file)
@@ -75,12 +121,12 @@ def _tasks(results: Results, rows: list[str], file: Path) -> None:
     axes = picture.subplots()
     width = 0.8 / len(rows)
     for number, row in enumerate(rows):
-        tests = results.tests(row)
-        y = [mean(v for (t, _), v in tests.items() if t == task) for task in results.tasks]
+        found = results.accuracies(row)
+        y = [mean(v for (t, _), v in found.items() if t == task) for task in results.tasks]
         x = [place + (number + 0.5) * width - 0.4 for place in range(len(y))]
         axes.bar(x, y, width * 0.92, color=_colour(row, results), label=row)
     axes.set_xticks(range(len(results.tasks)), results.tasks)
-    axes.set(ylabel="test accuracy (%)", ylim=(0, 100))
+    axes.set(ylabel=f"{results.what} (%)", ylim=(0, 100))
     axes.legend(frameon=False, fontsize=7, ncols=1, loc="center left", bbox_to_anchor=(1, 0.5))
     _plain(axes)
     save(picture, file)

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean
+from typing import Literal
 
 import numpy as np
 
@@ -18,6 +19,8 @@ from ksm.display import clock, size
 from ksm.errors import KsmError
 from ksm.methods import make
 
+Split = Literal["test", "val"]
+
 
 @dataclass(frozen=True)
 class Results:
@@ -26,14 +29,16 @@ class Results:
     Args:
         cells: by row, task and seed.
         rows, tasks: names; rows in the order of `ROWS`, others by name; tasks as learned.
+        split: whose accuracies count: `test`, or `val` where settings are to be chosen by them.
     """
 
     cells: dict[tuple[str, str, int], Cell]
     rows: tuple[str, ...]
     tasks: tuple[str, ...]
+    split: Split = "test"
 
     @classmethod
-    def of(cls, out: Path) -> Results:
+    def of(cls, out: Path, split: Split = "test") -> Results:
         """Read all cells under a folder.
 
         Raises:
@@ -57,28 +62,33 @@ class Results:
         rows = sorted(
             {row for row, _, _ in cells}, key=lambda r: (known.index(r) if r in known else 99, r)
         )
-        return cls(cells, tuple(rows), tasks)
+        return cls(cells, tuple(rows), tasks, split)
+
+    @property
+    def what(self) -> str:
+        """The name of what is measured."""
+        return {"test": "test accuracy", "val": "validation accuracy"}[self.split]
 
     def seeds(self, row: str) -> list[int]:
         """Seeds with which all tasks of the row were measured."""
         seeds = sorted({s for r, _, s in self.cells if r == row})
         return [s for s in seeds if all((row, task, s) in self.cells for task in self.tasks)]
 
-    def tests(self, row: str) -> dict[tuple[str, int], float]:
-        """Test accuracies of a row in %, by task and seed, complete seeds alone."""
+    def accuracies(self, row: str) -> dict[tuple[str, int], float]:
+        """Accuracies of a row in %, by task and seed, complete seeds alone."""
         return {
-            (task, seed): 100 * self.cells[row, task, seed]["test"]
+            (task, seed): 100 * self.cells[row, task, seed][self.split]
             for seed in self.seeds(row)
             for task in self.tasks
         }
 
     def averages(self, row: str) -> list[float]:
-        """Average test accuracy over the tasks in %, a seed."""
-        tests = self.tests(row)
-        return [mean(tests[task, s] for task in self.tasks) for s in self.seeds(row)]
+        """Average accuracy over the tasks in %, a seed."""
+        found = self.accuracies(row)
+        return [mean(found[task, s] for task in self.tasks) for s in self.seeds(row)]
 
     def matrix(self, row: str, seed: int) -> metrics.Matrix:
-        """The accuracy matrix `R`, see `ksm.metrics`; nan where it was not measured."""
+        """The accuracy matrix `R` on the test split, see `ksm.metrics`; nan where not measured."""
         matrix = np.full((len(self.tasks), len(self.tasks)), np.nan)
         for i, task in enumerate(self.tasks):
             for other, accuracy in self.cells[row, task, seed]["accuracies"].items():
@@ -102,7 +112,10 @@ def markdown(results: Results, about: str = "", against: str = "ksm") -> str:
     parts = [_head(results, about), _accuracies(results, complete)]
     if against in complete and len(complete) > 1:
         parts.append(_differences(results, complete, against))
-    parts += [_cost(results, complete), _transfer(results, complete), _rows(results, complete)]
+    parts.append(_cost(results, complete))
+    if results.split == "test":
+        parts.append(_transfer(results, complete))
+    parts.append(_rows(results, complete))
     if missing := [row for row in results.rows if row not in complete]:
         parts.append(f"Not complete yet, and left out: {', '.join(missing)}.")
     return "\n\n".join(parts) + "\n"
@@ -132,8 +145,8 @@ def _head(results: Results, about: str) -> str:
         f"Images of {protocol['size']} pixels{f', at most {limit}' if limit else ''}; "
         f"{protocol['epochs']} epochs of {protocol['batch']} images a step, which each method "
         "divides among its phases. The validation split selects the epoch, the test split is read "
-        "once at the end. Test accuracy in %; ± is half the 95 % confidence interval of the mean "
-        "over seeds (Student's t), and is not given for one seed.",
+        f"once at the end. {results.what.capitalize()} in %; ± is half the 95 % confidence "
+        "interval of the mean over seeds (Student's t), and is not given for one seed.",
         "",
         f"Measured on {machines}; {versions}. A file a cell in `cells/`.",
     ]
@@ -161,8 +174,8 @@ def _accuracies(results: Results, rows: Sequence[str]) -> str:
     head = ["row", "seeds", *results.tasks, "average"]
     body: list[list[str]] = []
     for row in rows:
-        tests, seeds = results.tests(row), results.seeds(row)
-        by_task = [text([tests[task, seed] for seed in seeds]) for task in results.tasks]
+        found, seeds = results.accuracies(row), results.seeds(row)
+        by_task = [text([found[task, seed] for seed in seeds]) for task in results.tasks]
         body.append([row, str(len(seeds)), *by_task, f"**{text(results.averages(row))}**"])
     return "## Accuracy\n\n" + table(head, body)
 
@@ -172,7 +185,7 @@ def _differences(results: Results, rows: Sequence[str], against: str) -> str:
     for row in rows:
         if row == against:
             continue
-        found = metrics.paired(results.tests(against), results.tests(row))
+        found = metrics.paired(results.accuracies(against), results.accuracies(row))
         if found:
             centre, half = metrics.interval(found)
             clear = "-" if math.isnan(half) else "yes" if abs(centre) > half else "no"
