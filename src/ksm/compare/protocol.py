@@ -191,6 +191,11 @@ ABLATION = {
             {"mask_from": "layer3"},
             {"start": 6e-3},
             {"lr": 1e-2, "score_lr": 5e-3},
+            *(
+                {"scaling": "minmax", "alpha": 0.5} | more
+                for more in ({"lr": 1e-2}, {"score_lr": 2e-3}, {"start": 6e-3}, {"alpha": 0.25})
+            ),
+            {"scaling": "none", "lr": 1e-2},
         ),
         Row("ksm-released", "ksm", recipe="released"),
     )
