@@ -165,7 +165,15 @@ ABLATION = {
     row.name: row
     for row in (
         *_variants("bn", {}, {"lr": 3e-3}, {"lr": 1e-2}, {"lr": 3e-2}),
-        *_variants("piggyback", _START, {}, {"lr": 1e-2}, {"score_lr": 3e-3}),
+        *_variants(
+            "piggyback",
+            _START,
+            {},
+            {"lr": 1e-2},
+            {"score_lr": 3e-3},
+            {"start": 6e-3},
+            {"start": 6e-3, "lr": 1e-2},
+        ),
         *_variants("finetune", {"lr": 3e-3, "weight_lr": 1e-3}, {}, {"weight_lr": 3e-4}),
         *_variants(
             "ksm",
@@ -196,6 +204,7 @@ ABLATION = {
                 for more in ({"lr": 1e-2}, {"score_lr": 2e-3}, {"start": 6e-3}, {"alpha": 0.25})
             ),
             {"scaling": "none", "lr": 1e-2},
+            {"start": 6e-3, "lr": 1e-2},
         ),
         Row("ksm-released", "ksm", recipe="released"),
     )
