@@ -15,7 +15,16 @@ from ksm.compare.cells import Chain, run
 from ksm.compare.images import subset
 from ksm.compare.measure import measure
 from ksm.compare.pictures import draw
-from ksm.compare.protocol import ROWS, Domain, Protocol, Row, five_domains, rows_named, setup_of
+from ksm.compare.protocol import (
+    ABLATION,
+    ROWS,
+    Domain,
+    Protocol,
+    Row,
+    five_domains,
+    rows_named,
+    setup_of,
+)
 from ksm.compare.report import Results, markdown
 from ksm.compare.start import backbone_of, prepare
 from ksm.data.folder import scan
@@ -300,14 +309,32 @@ def test_no_cells_are_told(tmp_path):
 def test_pictures_are_drawn(measured, tmp_path):
     from PIL import Image
 
-    for file in draw(Results.of(measured), tmp_path):
+    files = draw(Results.of(measured), tmp_path)
+    names = ["differences", "bytes", "time", "tasks", "matrix"]
+    assert [file.stem for file in files] == names
+    for file in files:
         with Image.open(file) as image:
             colours = image.convert("RGB").getcolors(10**7)
         assert len(colours) > 20
 
 
+def test_settings_are_chosen_on_validation(measured, tmp_path):
+    invented(measured, {"ksm": {0: [0.9, 0.8]}, "bn": {0: [0.5, 0.4]}})
+    for path in (measured / "cells").glob("bn/*.json"):
+        cell = json.loads(path.read_text())
+        path.write_text(json.dumps(cell | {"val": cell["test"] + 0.1}))
+    for path in (measured / "cells").glob("ksm/*.json"):
+        cell = json.loads(path.read_text())
+        path.write_text(json.dumps(cell | {"val": cell["test"] - 0.1}))
+    results = Results.of(measured, "val")
+    text = markdown(results)
+    assert "| bn | 1 | 60.0 | 50.0 | **55.0** |" in text and "| ksm - bn | 1 | +20.0 | - |" in text
+    assert "Validation accuracy in %" in text and "forgetting" not in text
+    assert [file.name for file in draw(results, tmp_path)] == ["differences.png"]
+
+
 def test_rows_have_methods_and_settings_that_work():
-    for row in ROWS.values():
+    for row in (*ROWS.values(), *ABLATION.values()):
         assert setup_of(five_domains(), row, 0, 0)["method"]["name"] == row.method
         assert row.goal_of is None or row.goal_of in ROWS
     assert [row.name for row in rows_named(["ksm", " cpg", "ksm"])] == ["ksm", "cpg"]

@@ -171,6 +171,7 @@ ABLATION = {
             {},
             {"lr": 1e-2},
             {"score_lr": 3e-3},
+            {"score_lr": 3e-4},
             {"start": 6e-3},
             {"start": 6e-3, "lr": 1e-2},
         ),
@@ -201,7 +202,13 @@ ABLATION = {
             {"lr": 1e-2, "score_lr": 5e-3},
             *(
                 {"scaling": "minmax", "alpha": 0.5} | more
-                for more in ({"lr": 1e-2}, {"score_lr": 2e-3}, {"start": 6e-3}, {"alpha": 0.25})
+                for more in (
+                    {"lr": 1e-2},
+                    {"score_lr": 2e-3},
+                    {"start": 6e-3},
+                    {"alpha": 0.25},
+                    {"start": 6e-3, "score_lr": 2e-3},
+                )
             ),
             {"scaling": "none", "lr": 1e-2},
             {"start": 6e-3, "lr": 1e-2},
