@@ -96,10 +96,10 @@ ROWS: dict[str, Row] = {
     for row in (
         Row("probe", "probe", settings={"lr": 1e-2}),
         Row("bn", "bn", settings={"lr": 1e-2}),
-        Row("random-mask", "random-mask", settings={"lr": 1e-2}),
-        Row("piggyback", "piggyback", settings={"norms": "frozen"}),
-        Row("piggyback+bn", "piggyback"),
-        Row("piggyback-ternary+bn", "piggyback", settings={"values": "ternary"}),
+        Row("random-mask", "random-mask", settings={"lr": 1e-2, "off": 0.34}),
+        Row("piggyback", "piggyback", settings={"lr": 1e-2, "norms": "frozen"}),
+        Row("piggyback+bn", "piggyback", settings={"lr": 1e-2}),
+        Row("piggyback-ternary+bn", "piggyback", settings={"lr": 1e-2, "values": "ternary"}),
         Row("packnet", "packnet", settings={"norms": "frozen"}),
         Row("packnet+bn", "packnet"),
         Row("finetune", "finetune"),
@@ -115,7 +115,9 @@ ROWS: dict[str, Row] = {
 }
 """The rows by name. `+bn`: a task has its own BatchNorm; without, the backbone's, as published.
 `-released`: published learning rates, optimizer and schedule too. `cpg` may not grow; `cpg-grow`
-may, to twice the size."""
+may, to twice the size. Learning rates of bn, piggyback, finetune and ksm are those that the
+ablation selected on validation; the others have their defaults. `random-mask` turns off as many
+kernels as ksm did there."""
 
 
 def rows_named(names: Sequence[str], known: Mapping[str, Row] = ROWS) -> tuple[Row, ...]:

@@ -40,14 +40,15 @@ class KSM(Scored):
     }  # fmt: skip
     published_training: ClassVar[Mapping[str, Any]] = {"epochs": 30, "warmup": 0.0, "settle": 0}
 
+    score_lr: float = 2e-3
     granularity: Granularity = "kernel"  # pyright: ignore[reportIncompatibleVariableOverride]
     beta: float = 1200.0
     tau: float = 5e-3
     temperature: float = 10.0
     temperature_end: float = 0.0
-    alpha: float = 1.0
+    alpha: float = 0.5
     learn_alpha: bool = False
-    scaling: mask.Scaling = "continuous"
+    scaling: mask.Scaling = "minmax"
     noise: bool = False
     levels: int = 16
 
