@@ -329,7 +329,7 @@ def test_settings_are_chosen_on_validation(measured, tmp_path):
     results = Results.of(measured, "val")
     text = markdown(results)
     assert "| bn | 1 | 60.0 | 50.0 | **55.0** |" in text and "| ksm - bn | 1 | +20.0 | - |" in text
-    assert "Validation accuracy in %" in text and "forgetting" not in text
+    assert "Validation accuracy in %" in text and "Cost" not in text and "forgetting" not in text
     assert [file.name for file in draw(results, tmp_path)] == ["differences.png"]
 
 

@@ -112,9 +112,8 @@ def markdown(results: Results, about: str = "", against: str = "ksm") -> str:
     parts = [_head(results, about), _accuracies(results, complete)]
     if against in complete and len(complete) > 1:
         parts.append(_differences(results, complete, against))
-    parts.append(_cost(results, complete))
     if results.split == "test":
-        parts.append(_transfer(results, complete))
+        parts += [_cost(results, complete), _transfer(results, complete)]
     parts.append(_rows(results, complete))
     if missing := [row for row in results.rows if row not in complete]:
         parts.append(f"Not complete yet, and left out: {', '.join(missing)}.")
