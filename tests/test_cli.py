@@ -443,7 +443,7 @@ OPTIONS = [
     (["--crop", "2"], "crop is 2"),
     (["--epochs", "0"], "epochs is 0"),
     (["--batch", "1"], "batch is 1"),
-    (["--augment", "foo"], "augment 'foo': expected one of none, flip, crop, crop+flip"),
+    (["--augment", "foo"], "augment 'foo': expected one of none, flip, crop, crop+flip, pad"),
     (["--label-smoothing", "1"], "label smoothing is 1"),
     (["--patience", "0"], "patience is 0"),
     (["--precision", "fp8"], "precision 'fp8'"),

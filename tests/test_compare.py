@@ -125,7 +125,7 @@ def test_cells_of_other_settings_are_not_taken_for_these(protocol, measured):
     with pytest.raises(KsmError, match=r"other settings: choose another --out, or remove it"):
         chain(longer, TWO[0], measured).missing()
     with pytest.raises(KsmError, match="other settings"):
-        chain(protocol, Row("ksm", "ksm", settings={"alpha": 0.5}), measured).missing()
+        chain(protocol, Row("ksm", "ksm", settings={"alpha": 0.25}), measured).missing()
 
 
 def test_a_setting_added_since_then_has_its_default(protocol, measured):

@@ -71,7 +71,7 @@ def test_tasks_of_characters_name_classes_that_their_sets_have() -> None:
 @pytest.fixture
 def five_sets(tmp_path: Path) -> Path:
     root, seeds = tmp_path / "sets", itertools.count()
-    for _, place, _ in IMAGENET_TO_SKETCH:
+    for _, place, *_ in IMAGENET_TO_SKETCH:
         for part, count in (("train", 20), ("test", 3)):
             for name in ("blue", "a class"):
                 folder = root / place / part / name
@@ -83,12 +83,12 @@ def five_sets(tmp_path: Path) -> Path:
 
 def test_imagenet_to_sketch_is_five_tasks_in_order(five_sets: Path) -> None:
     protocol = imagenet_to_sketch(five_sets)
-    assert [(d.name, Path(d.source).name, d.augment) for d in protocol.domains] == [
-        ("CUBS", "cubs_cropped", "flip"),
-        ("Cars", "stanford_cars_cropped", "flip"),
-        ("Flowers", "flowers", "crop+flip"),
-        ("WikiArt", "wikiart", "crop+flip"),
-        ("Sketch", "sketches", "crop+flip"),
+    assert [(d.name, Path(d.source).name, d.augment, d.stretch) for d in protocol.domains] == [
+        ("CUBS", "cubs_cropped", "flip", True),
+        ("Cars", "stanford_cars_cropped", "flip", True),
+        ("Flowers", "flowers", "crop+flip", False),
+        ("WikiArt", "wikiart", "crop+flip", False),
+        ("Sketch", "sketches", "crop+flip", False),
     ]
     assert (protocol.size, protocol.epochs, protocol.batch) == (224, 30, 32)
     assert protocol.backbone == "torchvision:resnet50"
@@ -98,10 +98,10 @@ def test_imagenet_to_sketch_is_five_tasks_in_order(five_sets: Path) -> None:
 def test_imagenet_to_sketch_trains_with_its_augmentation(
     five_sets: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    seen: list[ksm.Training] = []
+    seen: list[tuple[str, float, bool]] = []
 
-    def learn(*args: Any, training: ksm.Training, **settings: Any) -> None:
-        seen.append(training)
+    def learn(*args: Any, training: ksm.Training, stretch: bool, **settings: Any) -> None:
+        seen.append((training.augment, training.min_area, stretch))
         raise KsmError("enough")
 
     monkeypatch.setattr(ksm, "learn", learn)
@@ -109,7 +109,7 @@ def test_imagenet_to_sketch_trains_with_its_augmentation(
     for place in (0, 2):
         with pytest.raises(KsmError, match="enough"):
             measure(Chain(protocol, ROWS["probe"], 0, tmp_path / "out", None), place)
-    assert [(t.augment, t.min_area) for t in seen] == [("flip", 0.08), ("crop+flip", 0.08)]
+    assert seen == [("flip", 0.08, True), ("crop+flip", 0.08, False)]
 
 
 def test_imagenet_to_sketch_validates_on_a_part_of_train(five_sets: Path, tmp_path: Path) -> None:
@@ -198,7 +198,7 @@ def test_cifar_pickles_are_like_python_2_s(cifar: Path) -> None:
 def test_cifar_is_twenty_tasks_of_five_in_its_own_order(cifar: Path, tmp_path: Path) -> None:
     protocol = cifar100(cifar, tmp_path / "tasks")
     assert [domain.name for domain in protocol.domains] == COARSE
-    assert protocol.size == 32 and {d.augment for d in protocol.domains} == {"crop+flip"}
+    assert protocol.size == 32 and {d.augment for d in protocol.domains} == {"pad+flip"}
     for number, domain in enumerate(protocol.domains):
         found = scan(domain.folder())
         assert found.classes == tuple(FINE[number::20])

@@ -156,7 +156,9 @@ def test_every_augmentation_gives_the_size_for_every_shape(tmp_path, augment):
         for _ in range(5):
             pixels, _ = images[0]
             assert pixels.shape == (3, 32, 32) and pixels.dtype == torch.uint8
-            assert (pixels == torch.tensor([9, 8, 7]).view(3, 1, 1)).all()
+            colour = pixels == torch.tensor([9, 8, 7]).view(3, 1, 1)
+            border = (pixels == 0).all(0) if "pad" in augment else torch.zeros(32, 32).bool()
+            assert (colour.all(0) | border).all() and border.float().mean() < 0.25
 
 
 def test_flip_mirrors_half_of_the_time_and_crop_moves(tmp_path):
@@ -172,6 +174,35 @@ def test_flip_mirrors_half_of_the_time_and_crop_moves(tmp_path):
     edges = {int((crop[0][0][0, 16] > 127).sum()) for _ in range(20)}
     assert len(edges) > 3
     assert load([(tmp_path / "x.png", 0)], whole)[0][0][0, 16].tolist() == [255] * 16 + [0] * 16
+
+
+def test_pad_moves_the_image_by_at_most_an_eighth(tmp_path):
+    grey = torch.arange(1, 33, dtype=torch.uint8).expand(3, 32, 32)
+    Image.fromarray(grey.permute(1, 2, 0).numpy()).save(tmp_path / "x.png")
+    whole = Preprocess(32, (0.5,) * 3, (0.5,) * 3, crop=1.0)
+    torch.manual_seed(0)
+    pad = load([(tmp_path / "x.png", 0)], whole, "pad")
+    shifts = set()
+    for _ in range(300):
+        row = pad[0][0][0, 16].tolist()
+        shift = row[16] - 17
+        assert row == [
+            max(0, column + 1 + shift) % 33 * (column + shift < 32) for column in range(32)
+        ]
+        shifts.add(shift)
+    assert shifts == set(range(-4, 5))
+
+
+def test_a_stretched_image_is_seen_whole(tmp_path):
+    wide = np.zeros((20, 200, 3), np.uint8)
+    wide[:, :50] = 255  # its left quarter
+    Image.fromarray(wide).save(tmp_path / "x.png")
+    for stretch, seen in [(False, 0), (True, 8)]:
+        how = Preprocess(32, (0.5,) * 3, (0.5,) * 3, crop=1.0, stretch=stretch)
+        pixels, _ = load([(tmp_path / "x.png", 0)], how)[0]
+        assert pixels.shape == (3, 32, 32)
+        assert (pixels[0] > 127).sum(1).tolist() == [seen] * 32
+        assert torch.equal(centre(read(tmp_path / "x.png", how), 32), pixels)
 
 
 def test_normalise_is_as_written():

@@ -78,9 +78,14 @@ def learn(
     ] = None,
     size: Annotated[int | None, typer.Option(help="Image side, pixels.")] = None,
     crop: Annotated[float, typer.Option(help="Share of the short side that is seen.")] = 1.0,
+    stretch: Annotated[
+        bool, typer.Option("--stretch", help="Squeeze images into the square: no end is cut off.")
+    ] = False,
     epochs: Annotated[int | None, typer.Option(help="Default: by the number of images.")] = None,
     batch: Annotated[int, typer.Option(help="Images a step.")] = 32,
-    augment: Annotated[str, typer.Option(help="none, flip, crop or crop+flip.")] = "flip",
+    augment: Annotated[
+        str, typer.Option(help="none, flip, crop, pad, crop+flip, pad+flip.")
+    ] = "flip",
     label_smoothing: Annotated[float, typer.Option(help="In [0, 1).")] = 0.0,
     balance: Annotated[bool, typer.Option("--balance", help="Weigh rare classes more.")] = False,
     patience: Annotated[
@@ -139,6 +144,7 @@ def learn(
             training=training,
             size=size,
             crop=crop,
+            stretch=stretch,
             head=head,
             limit=limit,
             earlier=earlier,

@@ -37,6 +37,7 @@ def learn(
     training: Training | None = None,
     size: int | None = None,
     crop: float = 1.0,
+    stretch: bool = False,
     head: str | None = None,
     limit: int | None = None,
     earlier: Sequence[Task] = (),
@@ -55,6 +56,7 @@ def learn(
         size: side of the images in pixels, where not the backbone's own.
         crop: share of the short side that is seen; 1: all of it. ImageNet's habit of 0.875 cuts
             off the border, which costs much where the object fills the picture.
+        stretch: squeeze each image into the square, whatever its shape, so that all of it is seen.
         head: see `ksm.add_task`.
         limit: use at most so many training images, the same ones at each run.
         earlier: see `ksm.add_task`.
@@ -76,7 +78,7 @@ def learn(
     preprocess = describe(backbone, head).preprocess
     if size is not None:
         preprocess = dataclasses.replace(preprocess, size=size)
-    preprocess = dataclasses.replace(preprocess, crop=crop)
+    preprocess = dataclasses.replace(preprocess, crop=crop, stretch=stretch)
     if not 16 <= preprocess.size <= 4096:
         raise KsmError(f"size is {preprocess.size}: expected 16 to 4096 pixels")
     if not 0 < crop <= 1:

@@ -6,6 +6,7 @@ a row and seed. A stopped run goes on with the cells that are missing.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import multiprocessing
 import os
@@ -21,7 +22,7 @@ from typing import Any, TypeVar
 
 from ksm.bank import Bank
 from ksm.compare.images import images_of
-from ksm.compare.protocol import Protocol, Row, described, setup_of
+from ksm.compare.protocol import Domain, Protocol, Row, described, setup_of
 from ksm.errors import KsmError
 from ksm.methods import METHODS, make
 
@@ -96,9 +97,7 @@ class Chain:
         if not path.exists():
             return False
         cell = read(path)
-        found = cell["setup"]
-        found["method"] = json.loads(json.dumps(make(**found["method"]).settings()))
-        if found != setup_of(self.protocol, self.row, place, self.seed) or (
+        if cell["setup"] != setup_of(self.protocol, self.row, place, self.seed) or (
             self.row.goal_of and cell["goal"] != self.goal(place)
         ):
             raise KsmError(
@@ -108,17 +107,20 @@ class Chain:
 
 
 def read(path: Path) -> Cell:
-    """A cell's file.
+    """A cell's file; a setting that ksm did not have when it was measured has its default.
 
     Raises:
         KsmError: it is none.
     """
     try:
-        cell = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(cell, dict) or "name" not in cell["setup"]["method"]:
-            raise ValueError("no setup in it")
+        cell: Cell = json.loads(path.read_text(encoding="utf-8"))
+        setup = cell["setup"]
+        setup["method"] = make(**setup["method"]).settings()
+        tasks = setup["protocol"]["tasks"]
+        setup["protocol"]["tasks"] = [dataclasses.asdict(Domain(**task)) for task in tasks]
+        cell["setup"] = json.loads(json.dumps(setup))
         return cell
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, KsmError) as error:
         raise KsmError(f"{path} is damaged or no cell: {error}; remove it") from error
 
 

@@ -39,7 +39,7 @@ def compare(
     seeds: SeedsOption = 1,
     size: Annotated[int, typer.Option(help="Image side, pixels.")] = 96,
     epochs: Annotated[int, typer.Option(help="Of each task.")] = 15,
-    augment: Annotated[str, typer.Option(help="none, flip, crop or crop+flip.")] = "flip",
+    augment: Annotated[str, typer.Option(help="As in `ksm learn`.")] = "flip",
     limit: Annotated[
         int | None, typer.Option(min=1, help="At most so many training images.")
     ] = None,

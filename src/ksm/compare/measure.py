@@ -50,6 +50,7 @@ def measure(chain: Chain, place: int) -> Cell:
         method=method,
         training=training_of(protocol, row, place, chain.seed),
         size=protocol.size,
+        stretch=protocol.domains[place].stretch,
         earlier=earlier,
         strict=True,
     )

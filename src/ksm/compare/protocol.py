@@ -25,6 +25,7 @@ class Domain:
         name: of the task.
         source: one of ksm's data sets by name, or a folder of labelled images.
         augment, min_area: what suits its images; see `ksm.Training`.
+        stretch: see `ksm.learn`.
         classes: only these; None: all.
     """
 
@@ -33,6 +34,7 @@ class Domain:
     augment: Augment = "flip"
     classes: tuple[str, ...] | None = None
     min_area: float = 0.8
+    stretch: bool = False
 
     def folder(self) -> Path:
         return get(self.source) if self.source in SETS else Path(self.source)

@@ -54,14 +54,15 @@ def _fives(name: str, source: str, classes: list[str]) -> list[Domain]:
     ]
 
 
-IMAGENET_TO_SKETCH: tuple[tuple[str, str, Augment], ...] = (
-    ("CUBS", "cubs_cropped", "flip"),
-    ("Cars", "stanford_cars_cropped", "flip"),
-    ("Flowers", "flowers", "crop+flip"),
-    ("WikiArt", "wikiart", "crop+flip"),
-    ("Sketch", "sketches", "crop+flip"),
+IMAGENET_TO_SKETCH: tuple[tuple[str, str, Augment, bool], ...] = (
+    ("CUBS", "cubs_cropped", "flip", True),
+    ("Cars", "stanford_cars_cropped", "flip", True),
+    ("Flowers", "flowers", "crop+flip", False),
+    ("WikiArt", "wikiart", "crop+flip", False),
+    ("Sketch", "sketches", "crop+flip", False),
 )
-"""Each task with its folder and augmentation, in the order in which they are learned."""
+"""Each task with its folder and augmentation, and whether its images are stretched, in the order
+in which they are learned."""
 
 _MIN_AREA = 0.08  # of a random crop, as published
 
@@ -79,13 +80,10 @@ def imagenet_to_sketch(folder: Path, backbone: str = "torchvision:resnet50") -> 
 
     - The test split selects nothing: where there is no `val`, 15 % of `train` become it (see
       `ksm.data.folder.scan`), so there are fewer images to learn from.
-    - Cropped sets: published, resized to 224 x 224 whatever their shape, and flipped. Here the
-      short side becomes 224, the aspect ratio stays, and the centre is cut out: the ends of a long
-      car are not seen.
-    - The others: published, short side 256, then a random part of 8 to 100 % of the image, with
-      an aspect ratio from 3/4 to 4/3, resized to 224, and flipped. Here the short side is 224 and
-      the ratio 4/5 to 5/4; the part is the same.
-    - Evaluation: published, the centre 224 of 256 pixels; here all of the short side.
+    - Sets that are not cropped: published, short side 256, then a random part of 8 to 100 % of the
+      image, with an aspect ratio from 3/4 to 4/3, resized to 224, and flipped. Here the short side
+      is 224 and the ratio 4/5 to 5/4; the part is the same.
+    - Evaluation of these: published, the centre 224 of 256 pixels; here all of the short side.
     - `torchvision:resnet50` has torchvision's second set of ImageNet weights; the published
       numbers began with the first, which `timm:resnet50.tv_in1k` names.
 
@@ -97,16 +95,16 @@ def imagenet_to_sketch(folder: Path, backbone: str = "torchvision:resnet50") -> 
         KsmError: the folder or one of those in it is missing.
     """
     root = image_folder(folder).resolve()
-    parts = [f"{place}/{part}" for _, place, _ in IMAGENET_TO_SKETCH for part in ("train", "test")]
+    parts = [f"{place}/{part}" for _, place, *_ in IMAGENET_TO_SKETCH for part in ("train", "test")]
     if missing := [part for part in parts if not (root / part).is_dir()]:
         raise KsmError(
             f"{root} has no folder {', '.join(missing)}: expected train/CLASS/* and test/CLASS/* "
-            f"in each of {', '.join(place for _, place, _ in IMAGENET_TO_SKETCH)}; put the images "
+            f"in each of {', '.join(place for _, place, *_ in IMAGENET_TO_SKETCH)}; put the images "
             "there, or name the folder that has them"
         )
     tasks = tuple(
-        Domain(name, str(root / place), augment, min_area=_MIN_AREA)
-        for name, place, augment in IMAGENET_TO_SKETCH
+        Domain(name, str(root / place), augment, min_area=_MIN_AREA, stretch=stretch)
+        for name, place, augment, stretch in IMAGENET_TO_SKETCH
     )
     return Protocol("imagenet-to-sketch", tasks, backbone, size=224, epochs=30)
 
@@ -137,10 +135,9 @@ def cifar100(folder: Path, to: Path, backbone: str = VGG16_BN) -> Protocol:
     does not carry it.
 
     What differs from the published way of running it: 15 % of the training images become a
-    validation split, which selects in place of the test split; a random part of 80 to 100 % of the
-    image, and flip, take the place of a random cut of 32 pixels from the image padded by 4; and
-    PackNet and CPG, which were published with all weights free at the first task, start from the
-    same trained network as the others, of which they free a part.
+    validation split, which selects in place of the test split; and PackNet and CPG, which were
+    published with all weights free at the first task, start from the same trained network as the
+    others, of which they free a part.
 
     Args:
         folder, to: see `ksm.data.cifar100.superclass_folders`, which writes the images at the
@@ -150,7 +147,7 @@ def cifar100(folder: Path, to: Path, backbone: str = VGG16_BN) -> Protocol:
         KsmError: a file of CIFAR-100 is missing or damaged, or `to` holds something else.
     """
     tasks = tuple(
-        Domain(place.name, str(place.resolve()), "crop+flip")
+        Domain(place.name, str(place.resolve()), "pad+flip")
         for place in superclass_folders(folder, to)
     )
     return Protocol("cifar-100", tasks, backbone, size=SIDE, epochs=100, start="first-task")

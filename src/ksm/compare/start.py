@@ -41,6 +41,7 @@ def prepare(protocol: Protocol, out: Path) -> str | None:
         method="scratch",
         training=training_of(protocol, _SCRATCH, 0, 0),
         size=protocol.size,
+        stretch=protocol.domains[0].stretch,
         strict=True,
     )
     head = f"{task.backbone.head}."

@@ -45,7 +45,10 @@ def quiet() -> Generator[None]:
 
 
 def read_image(
-    file: str | os.PathLike[str] | Any, short_side: int, interpolation: str
+    file: str | os.PathLike[str] | Any,
+    short_side: int,
+    interpolation: str,
+    stretch: bool = False,
 ) -> np.ndarray:
     """Read an image as RGB with its short side resized to `short_side` pixels.
 
@@ -56,6 +59,7 @@ def read_image(
         file: path or binary file object.
         short_side: in pixels.
         interpolation: "bilinear", "bicubic", "lanczos", "nearest" or "box".
+        stretch: resize the other side to `short_side` too.
 
     Returns:
         Array (height, width, 3), uint8.
@@ -66,7 +70,8 @@ def read_image(
     """
     try:
         with Image.open(file, formats=_FORMATS) as image:
-            return np.asarray(_resized(_upright_rgb(image, short_side), short_side, interpolation))
+            upright = _upright_rgb(image, short_side)
+            return np.asarray(_resized(upright, short_side, interpolation, stretch))
     except KsmError:
         raise
     except Image.DecompressionBombError:
@@ -112,10 +117,10 @@ def _scaled_grey(values: np.ndarray) -> Image.Image:
     return Image.fromarray(np.clip(np.round(finite), 0, 255).astype(np.uint8))
 
 
-def _resized(image: Image.Image, short_side: int, interpolation: str) -> Image.Image:
+def _resized(image: Image.Image, short_side: int, interpolation: str, stretch: bool) -> Image.Image:
     width, height = image.size
     scale = short_side / min(width, height)
-    longest = short_side * MAX_RATIO
+    longest = short_side if stretch else short_side * MAX_RATIO
     size = (min(longest, round(width * scale)), min(longest, round(height * scale)))
     filters = Image.Resampling.__members__
     resample = filters.get(interpolation.upper(), Image.Resampling.BICUBIC)

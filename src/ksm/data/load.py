@@ -19,7 +19,7 @@ from ksm.data.images import quiet, read_image
 from ksm.data.preprocess import Preprocess
 from ksm.errors import KsmError
 
-Augment = Literal["none", "flip", "crop", "crop+flip"]
+Augment = Literal["none", "flip", "crop", "crop+flip", "pad", "pad+flip"]
 AUGMENTS: tuple[Augment, ...] = get_args(Augment)
 
 MEMORY = 4 * 1024**3
@@ -44,7 +44,8 @@ class Images(Dataset[tuple[Tensor, int]]):
             None where they are decoded at each use.
         preprocess: gives the size.
         augment: `crop` cuts a random part, at least `min_area` of the image, and resizes it;
-            `flip` mirrors left and right half of the time. Without `crop` the centre is cut.
+            `pad` adds an eighth of the size as a black border, and cuts a random part of the size;
+            `flip` mirrors left and right half of the time. Otherwise the centre is cut.
         min_area: in (0, 1].
         skipped: files left out.
     """
@@ -64,6 +65,8 @@ class Images(Dataset[tuple[Tensor, int]]):
         if "crop" in self.augment:
             area, ratio = (self.min_area, 1.0), (4 / 5, 5 / 4)
             steps = [v2.RandomResizedCrop(size, area, ratio, antialias=True)]
+        if "pad" in self.augment:
+            steps.append(v2.RandomCrop(size, padding=size // 8))
         if "flip" in self.augment:
             steps.append(v2.RandomHorizontalFlip())
         self._cut = v2.Compose(steps)
@@ -147,7 +150,7 @@ def read(path: Path, preprocess: Preprocess) -> Tensor:
 
 
 def _decoded(path: Path, preprocess: Preprocess) -> Tensor:
-    array = read_image(path, preprocess.resize, preprocess.interpolation)
+    array = read_image(path, preprocess.resize, preprocess.interpolation, preprocess.stretch)
     return torch.from_numpy(array.copy()).permute(2, 0, 1)
 
 

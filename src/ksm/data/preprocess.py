@@ -16,6 +16,7 @@ class Preprocess:
         std: a value per channel, red first, on the [0, 1] scale.
         crop: `size` / resized short side, in (0, 1].
         interpolation: name of the resampling filter: "bilinear", "bicubic", ...
+        stretch: resize both sides to `resize`, whatever the shape of the image: all of it is seen.
     """
 
     size: int
@@ -23,6 +24,7 @@ class Preprocess:
     std: tuple[float, float, float]
     crop: float = 0.875
     interpolation: str = "bilinear"
+    stretch: bool = False
 
     @property
     def resize(self) -> int:
