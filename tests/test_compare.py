@@ -279,7 +279,7 @@ def test_the_report_has_the_figures_of_the_cells(measured):
     assert "| ksm - bn | 3 | +9.8 ± 0.7 | yes |" in text
     assert "| ksm - finetune | 1 | -7.5 | - |" in text
     assert "| ksm - probe | 3 | -0.2" in text and text.count("| no |") == 1
-    assert "| ksm | 86.0 ± 2.5 | 0.0 ± 0.0 | +0.0 ± 0.0 | -10.0 |" in text
+    assert "| ksm | 86.0 ± 2.5 | 0.0 ± 0.0 | +0.0 ± 0.0 | -10.0 (1) |" in text
 
 
 def test_incomplete_rows_are_named_and_left_out(measured):
@@ -318,6 +318,29 @@ def test_pictures_are_drawn(measured, tmp_path):
         assert len(colours) > 20
 
 
+def test_the_picture_of_differences_has_those_of_the_report(measured, tmp_path, monkeypatch):
+    from ksm.compare import pictures
+
+    invented(
+        measured,
+        {
+            "ksm": {0: [0.9, 0.8], 1: [0.92, 0.8]},
+            "bn": {0: [0.8, 0.7], 1: [0.82, 0.71]},
+            "finetune": {0: [0.95, 0.9]},
+            "probe": {2: [0.5, 0.5]},  # of no seed that ksm has
+        },
+    )
+    drawn = {}
+    monkeypatch.setattr(pictures, "save", lambda picture, file: drawn.update({file.stem: picture}))
+    draw(Results.of(measured), tmp_path)
+    axes = drawn["differences"].axes[0]
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["finetune", "bn"]
+    points = [line for line in axes.lines if line.get_ls() == "None"]
+    shown = [(line.get_xdata()[0], line.get_ydata()[0]) for line in points]
+    for expected in [(-9.75, 1), (-10, 1), (-9.5, 1), (7.5, 0), (5, 0), (10, 0)]:
+        assert any(point == pytest.approx(expected) for point in shown), (expected, shown)
+
+
 def test_settings_are_chosen_on_validation(measured, tmp_path):
     invented(measured, {"ksm": {0: [0.9, 0.8]}, "bn": {0: [0.5, 0.4]}})
     for path in (measured / "cells").glob("bn/*.json"):
@@ -328,7 +351,11 @@ def test_settings_are_chosen_on_validation(measured, tmp_path):
         path.write_text(json.dumps(cell | {"val": cell["test"] - 0.1}))
     results = Results.of(measured, "val")
     text = markdown(results)
-    assert "| bn | 1 | 60.0 | 50.0 | **55.0** |" in text and "| ksm - bn | 1 | +20.0 | - |" in text
+    assert (
+        "| bn | 1 | 60.0 | 50.0 | **55.0** |" in text
+        and "| units off |" in text
+        and "| ksm - bn | 1 | +20.0 | - |" in text
+    )
     assert "Validation accuracy in %" in text and "Cost" not in text and "forgetting" not in text
     assert [file.name for file in draw(results, tmp_path)] == ["differences.png"]
 

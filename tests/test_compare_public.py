@@ -15,12 +15,19 @@ from ksm.compare.cells import Chain
 from ksm.compare.images import subset
 from ksm.compare.measure import measure
 from ksm.compare.protocol import ROWS, Protocol
-from ksm.compare.public import IMAGENET_TO_SKETCH, cifar100, imagenet_to_sketch, twenty_tasks
+from ksm.compare.public import (
+    CIFAR100_ROWS,
+    IMAGENET_TO_SKETCH,
+    cifar100,
+    imagenet_to_sketch,
+    twenty_tasks,
+)
 from ksm.data.cifar100 import superclass_folders
 from ksm.data.folder import scan
 from ksm.data.pickles import read_plain
 from ksm.data.sets import greek_cyrillic
 from ksm.errors import KsmError
+from ksm.methods import CPG, PackNet, make
 
 # Twenty tasks of characters
 
@@ -193,6 +200,22 @@ def test_cifar_pickles_are_like_python_2_s(cifar: Path) -> None:
     assert set(found) >= {b"data", b"fine_labels"} and isinstance(found[b"filenames"][0], bytes)
     with pytest.raises(UnicodeDecodeError):  # without care for the encoding they cannot be read
         pickle.loads((cifar / "train").read_bytes())
+
+
+def test_cifar_has_the_settings_published_for_it() -> None:
+    for name, row in CIFAR100_ROWS.items():
+        method = make(row.method, row.recipe, **row.settings)
+        if name == "packnet-released":
+            sgd = {"optimizer": "sgd", "momentum": 0.9, "nesterov": True}
+            assert isinstance(method, PackNet) and method.options == sgd
+            assert (method.prune, method.weight_decay, method.norms) == (0.6, 4e-5, "task")
+            assert (method.lr, method.weight_lr) == (1e-2, 1e-2)
+        elif name == "cpg-released":
+            assert isinstance(method, CPG) and method.options["nesterov"]
+            assert (method.lr, method.weight_lr, method.score_lr) == (1e-2, 1e-2, 5e-4)
+            assert method.weight_decay == 4e-5
+        else:
+            assert row == ROWS[name]
 
 
 def test_cifar_is_twenty_tasks_of_five_in_its_own_order(cifar: Path, tmp_path: Path) -> None:

@@ -31,14 +31,15 @@ LAYERS = {
 }
 
 
+@pytest.mark.parametrize("scaling", ["continuous", "minmax"])
 @pytest.mark.parametrize("granularity", GRANULARITIES)
 @pytest.mark.parametrize("name", LAYERS)
-def test_masked_layer_agrees_with_the_reference(name, granularity):
+def test_masked_layer_agrees_with_the_reference(name, granularity, scaling):
     build, kind, shape = LAYERS[name]
     torch.manual_seed(0)
     layer = build()
     groups = getattr(layer, "groups", 1)
-    method = KSM(granularity=granularity, scaling="continuous", temperature=10.0, alpha=0.8)
+    method = KSM(granularity=granularity, scaling=scaling, temperature=10.0, alpha=0.8)
     soft = SoftMask(layer, method)
     units = reference.unit_shape(kind, granularity, tuple(layer.weight.shape), groups)
     assert tuple(soft.score.shape) == units
@@ -47,7 +48,7 @@ def test_masked_layer_agrees_with_the_reference(name, granularity):
 
     masked = soft(layer.weight.detach())
     values = soft.score.detach().double().numpy()
-    rule = (1200.0, 5e-3, 10.0, 0.8, "continuous")
+    rule = (1200.0, 5e-3, 10.0, 0.8, scaling)
     factors = reference.mask(values, *rule)
     weight = layer.weight.detach().double().numpy()
     expected = reference.masked_weight(weight, factors, kind, granularity, groups)

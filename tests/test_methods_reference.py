@@ -1,4 +1,4 @@
-"""Piggyback, PackNet, CPG and the controls against numpy references, a step at a time."""
+"""ksm, its rivals and the controls against numpy references, a step at a time."""
 
 import copy
 import math
@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 import ksm
+import reference as formulas
 import reference_rivals as reference
 from conftest import PREPROCESS, tiny
 from ksm import Bank, KsmError, Task, Training, add_task, parameter_groups
@@ -17,7 +18,7 @@ from ksm.backbones import fingerprint
 from ksm.backbones.widen import widened
 from ksm.clone import Held
 from ksm.data.load import Images
-from ksm.methods import CPG, Finetune, Grow, Outcome, PackNet, Piggyback, RandomMask, Scratch
+from ksm.methods import CPG, KSM, Finetune, Grow, Outcome, PackNet, Piggyback, RandomMask, Scratch
 from ksm.methods._masked import layer_masks
 from ksm.methods._owned import owned_weights
 from ksm.methods.cpg import LADDER
@@ -186,6 +187,60 @@ def check_owners(model, layers):
         layer = layers[name]
         np.testing.assert_array_equal(owned.taken.numpy(), layer.older())
         np.testing.assert_array_equal(owned.keep.numpy(), layer.mine())
+
+
+# ksm
+
+
+@pytest.mark.parametrize(
+    "method",
+    [KSM(), KSM.released(), KSM(scaling="continuous", alpha=1.0), KSM(granularity="element")],
+    ids=["default", "released", "continuous", "element"],
+)
+def test_ksm_agrees_at_every_step_of_two_tasks(method):
+    backbone = small()
+    before = {name: tensor.clone() for name, tensor in backbone.state_dict().items()}
+    rule = (method.beta, method.tau, method.temperature, method.alpha, method.scaling)
+    for task in range(2):
+        model = add_task(backbone, 3, method=method)
+        layers = dict(layer_masks(model))
+        for number, mask in enumerate(layers.values()):
+            assert (mask.score == np.float32(1e-2)).all()
+            places = torch.linspace(-1e-2, 1.5e-2, mask.score.numel()).view_as(mask.score)
+            with torch.no_grad():
+                mask.score.copy_(places.roll(task + number))
+        twin = twin_of(model, True)
+        weights = {name: plain(backbone.get_submodule(name).weight) for name in layers}
+        scores = {name: plain(mask.score) for name, mask in layers.items()}
+        old = copy.deepcopy(scores)
+        adam, slow = reference.Adam(method.lr), reference.Adam(method.score_lr)
+        optimizers = optimizers_of(parameter_groups(model))
+        for number in range(6):
+            x, labels = batch(10 * task + number)
+            factors = {name: formulas.mask(score, *rule) for name, score in scores.items()}
+            masked = {
+                name: formulas.masked_weight(weight, factors[name], "conv", method.granularity)
+                for name, weight in weights.items()
+            }
+            for name in layers:
+                found = plain(model.get_submodule(name).weight)
+                np.testing.assert_allclose(found, masked[name], rtol=1e-4, atol=1e-6)
+            grads, upstream = twin.gradients(masked, x.numpy(), labels)
+            step(model, optimizers, x, labels)
+            for name in trained(True):
+                twin.values[name] = adam.step(name, twin.values[name], grads[name])
+            for name, mask in layers.items():
+                slope = formulas.mask_gradient(scores[name], *rule)
+                expected = formulas.score_gradient(
+                    weights[name], upstream[name], slope, "conv", method.granularity
+                )
+                near = {"rtol": 1e-3, "atol": 1e-4 * np.abs(expected).max()}
+                np.testing.assert_allclose(plain(mask.score.grad), expected, **near)
+                scores[name] = plain(mask.score)  # float32: an error must not cross the threshold
+                moved = slow.step(name, old[name], expected)
+                np.testing.assert_allclose(scores[name], moved, rtol=1e-3, atol=1e-5)
+                old[name] = scores[name]
+        assert all(torch.equal(before[k], t) for k, t in backbone.state_dict().items())
 
 
 # Piggyback

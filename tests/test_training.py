@@ -401,6 +401,17 @@ def test_groups_choose_their_optimizer():
     torch.testing.assert_close(moved, torch.full_like(moved, 0.01), rtol=1e-3, atol=0)
 
 
+def test_half_precision_goes_with_one_kind_of_optimizer():
+    model = ksm.add_task(tiny(), 3)
+    groups = [
+        {"params": [parameter], "lr": 0.1, "optimizer": kind}
+        for parameter, kind in zip(model.fc.parameters(), ("adam", "sgd"), strict=True)
+    ]
+    half = Training(precision="fp16")
+    with pytest.raises(KsmError, match="fp16 goes with one kind of optimizer, not two"):
+        fit(model, Phase("x", 1, groups), images_of(16), images_of(5), half, on_best=print)
+
+
 def test_a_phase_can_ask_for_its_last_epoch_and_be_told_how_far_it_is():
     model, shares, best = ksm.add_task(tiny(), 3), [], []
     asked = Phase("x", 3, ksm.parameter_groups(model), last=True, before_step=shares.append)
@@ -482,18 +493,26 @@ def test_packnet_needs_two_epochs_and_cpg_three(colours):
 class Viewing(nn.Module):
     """Calls `view` on what a convolution gives, as much code does."""
 
-    def __init__(self) -> None:
+    def __init__(self, shape) -> None:
         super().__init__()
         self.conv = nn.Conv2d(3, 4, 3, 8, 1)
-        self.fc = nn.Linear(4 * 4 * 4, 5)
+        self.fc = nn.Linear(64, 5)
+        self.shape = shape
 
     def forward(self, x):
-        return self.fc(self.conv(x).view(len(x), -1))
+        return self.fc(self.conv(x).view(*self.shape(x)).view(len(x), -1))
 
 
-@pytest.mark.parametrize("module, last", [(Viewing, False), (tiny, True)])
-def test_images_come_channels_last_where_the_network_takes_it(module, last):
-    model = ksm.add_task(module(), 3)
+@pytest.mark.parametrize(
+    "build, last",
+    [
+        (lambda: Viewing(lambda x: (len(x), -1)), False),
+        (lambda: Viewing(lambda x: (len(x) * 4, 16)), False),  # of one image it could take any
+        (tiny, True),
+    ],
+)
+def test_images_come_channels_last_where_the_network_takes_it(build, last):
+    model = ksm.add_task(build(), 3)
     seen = []
     model.register_forward_pre_hook(
         lambda module, inputs: (

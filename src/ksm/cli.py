@@ -73,7 +73,7 @@ def learn(
     set_: Annotated[
         list[str] | None,
         typer.Option(
-            "--set", metavar="KEY=VALUE", help="A setting of the method, such as alpha=0.5."
+            "--set", metavar="KEY=VALUE", help="A setting of the method, such as alpha=0.25."
         ),
     ] = None,
     size: Annotated[int | None, typer.Option(help="Image side, pixels.")] = None,

@@ -24,7 +24,7 @@ from ksm.evaluation import evaluate
 if TYPE_CHECKING:
     from ksm.methods import Method, Phase
 
-FUSED = ("cpu", "cuda", "mps", "xpu")
+FUSED = ("cpu", "cuda", "mps", "xpu", "hpu", "mtia")
 """Devices on which torch takes an optimizer's step in one kernel."""
 
 
@@ -175,6 +175,9 @@ def fit(
     accelerator = Accelerator(mixed_precision=settings.precision)
     if accelerator.num_processes > 1:
         raise KsmError("training in several processes is not supported: start one process")
+    made = _optimizers(phase.groups, accelerator.device)
+    if settings.precision == "fp16" and len(made) > 1:  # they would share one gradient scale
+        raise KsmError("precision fp16 goes with one kind of optimizer, not two: take no or bf16")
     if settings.precision == "fp16" and accelerator.device.type == "cpu":
         raise KsmError("precision fp16 needs an accelerator; on the CPU take no or bf16")
     generator = torch.Generator().manual_seed(settings.seed)
@@ -187,7 +190,7 @@ def fit(
         persistent_workers=settings.workers > 0,
         drop_last=len(train) % settings.batch == 1,  # BatchNorm cannot train on one image
     )
-    prepared, loader, *optimizers = accelerator.prepare(model, loader, *_optimizers(phase.groups))
+    prepared, loader, *optimizers = accelerator.prepare(model, loader, *made)
     weight = _class_weights(train, accelerator.device) if settings.balance else None
     epochs, steps = phase.epochs, len(loader)
     warmup = round(settings.warmup * epochs * steps)
@@ -197,7 +200,6 @@ def fit(
         else cosine(epochs * steps, warmup)
     )
     schedules = [torch.optim.lr_scheduler.LambdaLR(each, factor) for each in optimizers]
-    layout = _layout(prepared, train.preprocess.size)
 
     records: list[dict[str, Any]] = []
     best: tuple[float, float] | None = None
@@ -205,6 +207,7 @@ def fit(
     stopped: str | None = None
     began = time.perf_counter()
     try:
+        layout = _layout(prepared, train.preprocess.size)
         for epoch in range(epochs):
             prepared.train()
             total = torch.zeros((), device=accelerator.device)
@@ -359,24 +362,23 @@ def _layout(model: nn.Module, size: int) -> torch.memory_format:
     device = next(model.parameters()).device
     model.eval()
     try:
-        image = torch.zeros(1, 3, size, size, device=device)
-        outputs = model(image.contiguous(memory_format=torch.channels_last))
-        outputs.sum().backward()
-    except (RuntimeError, AttributeError):  # the first step tells what else may be wrong
+        images = torch.zeros(2, 3, size, size, device=device)
+        model(images.contiguous(memory_format=torch.channels_last)).sum().backward()
+    except Exception:  # the network's own code; if the order is not why, the first step tells
         return torch.contiguous_format
     finally:
         model.zero_grad()
     return torch.channels_last
 
 
-def _optimizers(groups: list[dict[str, Any]]) -> list[torch.optim.Optimizer]:
+def _optimizers(groups: list[dict[str, Any]], device: torch.device) -> list[torch.optim.Optimizer]:
     """One optimizer a kind that the groups ask for; Adam where they do not say."""
     kinds: dict[str, Any] = {"adam": torch.optim.Adam, "sgd": torch.optim.SGD}
     wanted: dict[str, list[dict[str, Any]]] = {}
     for group in groups:
         options = {key: value for key, value in group.items() if key != "optimizer"}
         wanted.setdefault(group.get("optimizer", "adam"), []).append(options)
-    fused = all(p.device.type in FUSED for group in groups for p in group["params"])
+    fused = device.type in FUSED
     return [kinds[kind](options, fused=fused) for kind, options in wanted.items()]
 
 

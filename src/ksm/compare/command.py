@@ -115,19 +115,23 @@ def bench(
     if protocol not in named:
         raise KsmError(f"no protocol {protocol!r}: expected one of {', '.join(named)}")
     chosen = named[protocol]()
-    known = protocols.ABLATION if protocol == "ablation" else protocols.ROWS
+    known = {"ablation": protocols.ABLATION, "cifar100": public.CIFAR100_ROWS}.get(
+        protocol, protocols.ROWS
+    )
     rows = protocols.rows_named(methods.split(",") if methods else list(known), known)
     split = "val" if protocol == "ablation" else "test"
-    _go(chosen, rows, seeds, out or _default(chosen), processes, render, split)
+    about = protocols.ABOUT_ABLATION if protocol == "ablation" else ""
+    _go(chosen, rows, seeds, out or _default(chosen), processes, render, split, about)
 
 
 def _print_rows() -> None:
-    from ksm.compare.protocol import ROWS
+    from ksm.compare.protocol import ABLATION, ROWS
 
     for row in ROWS.values():
         settings = ", ".join(f"{k} {v}" for k, v in row.settings.items())
         recipe = " released" if row.recipe == "released" else ""
         print(f"{row.name:22}{row.method}{recipe}{f' ({settings})' if settings else ''}")
+    print("\nof ablation:", *ABLATION, sep="\n")
 
 
 def _default(protocol: Protocol) -> Path:
@@ -142,6 +146,7 @@ def _go(
     processes: int,
     render: bool,
     split: Split = "test",
+    about: str = "",
 ) -> None:
     from importlib.util import find_spec
 
@@ -154,7 +159,7 @@ def _go(
         raise KsmError("a comparison needs matplotlib and scipy: pip install 'ksm[compare]'")
     failed = [] if render else run(protocol, rows, range(seeds), out, processes)
     results = Results.of(out, split)
-    text = markdown(results)
+    text = markdown(results, about)
     write_atomically(out / "report.md", text.encode())
     print(text)
     for path in [out / "report.md", *draw(results, out)]:

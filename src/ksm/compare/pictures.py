@@ -49,8 +49,10 @@ def draw(results: Results, out: Path, against: str = "ksm") -> list[Path]:
         files.append(out / f"{name}.png")
         return files[-1]
 
-    if against in rows and len(rows) > 1:
-        _differences(results, rows, against, new("differences"))
+    base = results.accuracies(against)
+    others = [r for r in rows if r != against and metrics.paired(base, results.accuracies(r))]
+    if others:
+        _differences(results, others, against, new("differences"))
     if results.split == "test":
         _scatter(results, rows, bytes_of, "a task's file (MB)", new("bytes"))
         _scatter(results, rows, seconds_of, "training of a task (s)", new("time"))
@@ -60,19 +62,19 @@ def draw(results: Results, out: Path, against: str = "ksm") -> list[Path]:
 
 
 def _differences(results: Results, rows: list[str], against: str, file: Path) -> None:
-    others = [row for row in reversed(rows) if row != against]
-    picture = figure(figsize=(7, 0.24 * len(others) + 1.3))
-    axes = picture.subplots()
     base = results.accuracies(against)
-    for place, row in enumerate(others):
+    picture = figure(figsize=(7, 0.24 * len(rows) + 1.3))
+    axes = picture.subplots()
+    marked = results.tasks if len(results.tasks) <= len(MARKERS) else ()
+    for place, row in enumerate(reversed(rows)):
         found = results.accuracies(row)
-        for number, task in enumerate(results.tasks):
+        for task, marker in zip(marked, MARKERS, strict=False):
             of_task = metrics.paired(
                 {k: v for k, v in found.items() if k[0] == task},
                 {k: v for k, v in base.items() if k[0] == task},
             )
             axes.plot(
-                [mean(of_task)], [place], MARKERS[number % len(MARKERS)], ms=4, color="#b9bdc6",
+                [mean(of_task)], [place], marker, ms=4, ls="", color="#b9bdc6",
                 label=task if place == 0 else None,
             )  # fmt: skip
         centre, half = metrics.interval(metrics.paired(found, base))
@@ -82,11 +84,12 @@ def _differences(results: Results, rows: list[str], against: str, file: Path) ->
             color=colour, capsize=3,
         )  # fmt: skip
     axes.axvline(0, color=INK, lw=0.8)
-    axes.set_yticks(range(len(others)), others, fontsize=8)
+    axes.set_yticks(range(len(rows)), reversed(rows), fontsize=8)
     axes.set(
-        ylim=(-0.6, len(others) - 0.4), xlabel=f"{results.what}, points above {against} (average)"
+        ylim=(-0.6, len(rows) - 0.4), xlabel=f"{results.what}, points above {against} (average)"
     )
-    axes.legend(frameon=False, fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5))
+    if marked:
+        axes.legend(frameon=False, fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5))
     _plain(axes)
     save(picture, file)
 

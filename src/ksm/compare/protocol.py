@@ -223,6 +223,12 @@ ABLATION = {
 """One thing of ksm changed at a time; min-max with the published alpha. And learning rates of its
 rivals. All start from settings said here: the methods' defaults were chosen by this."""
 
+ABOUT_ABLATION = (
+    "One setting changed at a time, to choose defaults on validation. The rows `ksm`, `piggyback` "
+    "and `finetune` are where it starts, not the defaults that came of it; piggyback has the "
+    "task's own BatchNorm here. A second round changes several settings at once."
+)
+
 
 def described(protocol: Protocol) -> dict[str, Any]:
     """All of a protocol that decides results, ready for JSON."""

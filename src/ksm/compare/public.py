@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 
 from ksm import _torchvision as _torchvision
-from ksm.compare.protocol import Domain, Protocol
+from ksm.compare.protocol import ROWS, Domain, Protocol, Row
 from ksm.data.cifar100 import SIDE, superclass_folders
 from ksm.data.folder import image_folder
 from ksm.data.load import Augment
@@ -108,6 +108,33 @@ def imagenet_to_sketch(folder: Path, backbone: str = "torchvision:resnet50") -> 
     )
     return Protocol("imagenet-to-sketch", tasks, backbone, size=224, epochs=30)
 
+
+CIFAR100_ROWS = ROWS | {
+    row.name: row
+    for row in (
+        Row(
+            "packnet-released",
+            "packnet",
+            "released",
+            {
+                "lr": 1e-2,
+                "weight_lr": 1e-2,
+                "weight_decay": 4e-5,
+                "nesterov": True,
+                "prune": 0.6,
+                "norms": "task",
+            },
+        ),
+        Row(
+            "cpg-released",
+            "cpg",
+            "released",
+            {"lr": 1e-2, "weight_lr": 1e-2, "score_lr": 5e-4},
+            goal_of="finetune",
+        ),
+    )
+}
+"""The rows with CPG's published settings for CIFAR-100: its own, and those that it gave PackNet."""
 
 VGG16_BN = "ksm.compare.public:vgg16_bn"
 

@@ -15,7 +15,7 @@ import numpy as np
 from ksm import metrics
 from ksm.compare.cells import Cell, read
 from ksm.compare.protocol import ABLATION, ROWS
-from ksm.display import clock, size
+from ksm.display import clock, percent, size
 from ksm.errors import KsmError
 from ksm.methods import make
 
@@ -160,12 +160,14 @@ def _rows(results: Results, rows: Sequence[str]) -> str:
         default = make(cell["setup"]["method"]["name"]).settings()
         changed = [f"{k} {v}" for k, v in method.items() if v != default[k] and k != "goal"]
         if goal := cell["setup"]["goal_of"]:
-            changed.append(f"goal of {goal}")
+            cells = results.of_row(row)
+            met = sum(one["val"] >= one["goal"] for one in cells)
+            changed.append(f"goal of {goal}, met in {met} of {len(cells)} cells")
         schedule = "published" if cell["setup"]["recipe"] == "released" else "cosine"
         body.append([row, cell["setup"]["method"]["name"], ", ".join(changed) or "-", schedule])
     return (
-        "## Rows\n\nSettings that differ from the method's defaults. Every row has the same epochs."
-        "\n\n" + table(["row", "method", "settings", "schedule"], body)
+        "## Rows\n\nSettings that differ from the method's defaults. Every row has the same budget "
+        "of epochs.\n\n" + table(["row", "method", "settings", "schedule"], body)
     )
 
 
@@ -176,6 +178,13 @@ def _accuracies(results: Results, rows: Sequence[str]) -> str:
         found, seeds = results.accuracies(row), results.seeds(row)
         by_task = [text([found[task, seed] for seed in seeds]) for task in results.tasks]
         body.append([row, str(len(seeds)), *by_task, f"**{text(results.averages(row))}**"])
+    if results.split == "val":  # what settings cost is told beside what they bring
+        head += ["task file", "units off"]
+        for line, row in zip(body, rows, strict=True):
+            cells = results.of_row(row)
+            off = [cell["mask"]["off"] for cell in cells if "off" in (cell["mask"] or {})]
+            line.append(size(mean(cell["bytes"]["file"] for cell in cells)))
+            line.append(percent(mean(off)) if off else "-")
     return "## Accuracy\n\n" + table(head, body)
 
 
@@ -248,14 +257,14 @@ def _transfer(results: Results, rows: Sequence[str]) -> str:
                 text([100 * metrics.average_accuracy(m) for m in matrices]),
                 text([100 * metrics.forgetting(m) for m in matrices]),
                 text([100 * metrics.backward_transfer(m) for m in matrices], "+"),
-                text(forward, "+") if forward else "-",
+                f"{text(forward, '+')} ({len(forward)})" if forward else "-",
             ]
         )
     return (
         "## What tasks do to each other\n\nFrom the accuracy matrix, each earlier task tested "
         "again from its file after each later one. Forgetting after Chaudhry et al. 2018, backward "
         "transfer after Lopez-Paz and Ranzato 2017; forward transfer: accuracy less that of a "
-        "fine-tuned copy for the task alone. In points.\n\n"
+        "fine-tuned copy for the task alone (over as many seeds as it has too). In points.\n\n"
         + table(["row", "average", "forgetting", "backward", "forward"], body)
     )
 

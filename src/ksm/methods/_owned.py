@@ -30,17 +30,19 @@ class Owning(Method):
 
     Args:
         weight_lr: learning rate of the free weights.
-        optimizer: `adam` or `sgd`, of all that is trained but scores.
+        optimizer: `adam`, or `sgd` with momentum 0.9, of all that is trained but scores.
+        nesterov: of that momentum.
+        weight_decay: of the free weights.
         base: share of the backbone's weights that the first task frees, in each layer.
         target_modules: layers whose weights are shared; see `ksm.KSM`.
     """
 
     builds_on_tasks: ClassVar[bool] = True
-    sgd: ClassVar[Mapping[str, Any]]
-    """Options of `sgd`, as published."""
 
     weight_lr: float = 1e-3
     optimizer: Literal["adam", "sgd"] = "adam"
+    nesterov: bool = False
+    weight_decay: float = 0.0
     base: float = 0.5
     target_modules: str | tuple[str, ...] | None = None
 
@@ -48,13 +50,17 @@ class Owning(Method):
         super().__post_init__()
         if self.optimizer not in ("adam", "sgd"):
             raise KsmError(f"optimizer {self.optimizer!r}: expected adam or sgd")
+        if not 0 <= self.weight_decay < math.inf:
+            raise KsmError(f"weight_decay {self.weight_decay}: expected a number of at least 0")
         if not 0 <= self.base < 1:
             raise KsmError(f"base {self.base}: expected at least 0 and less than 1")
 
     @property
     def options(self) -> dict[str, Any]:
         """What a parameter group says of its optimizer."""
-        return {"optimizer": self.optimizer, **(self.sgd if self.optimizer == "sgd" else {})}
+        if self.optimizer == "adam":
+            return {"optimizer": "adam"}
+        return {"optimizer": "sgd", "momentum": 0.9, "nesterov": self.nesterov}
 
     def trained(self, model: nn.Module) -> int:
         idle = 0  # a value is trained where free, a score where not

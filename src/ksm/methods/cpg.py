@@ -33,12 +33,11 @@ class CPG(Owning):
 
     Args:
         score_lr, start, tau: of the pick mask, as in Piggyback.
-        weight_decay: of the free weights.
-        optimizer: of weights, normalisation and head: `adam`, or `sgd` with Nesterov momentum 0.9.
-        goal: validation accuracy to meet, in [0, 1], such as a network of the task's own reaches;
-            0: what the task reached before it was compacted.
+        goal: validation accuracy to meet, in [0, 1], such as a network of the task's own reaches.
+            Where the largest network allowed misses it, or it is 0, the goal of compacting is what
+            picking reached.
         max_size: how far the network may grow, in its own size; it does so by 0.5 each time.
-        weight_lr, base, target_modules: see `Owning`.
+        weight_lr, optimizer, nesterov, weight_decay, base, target_modules: see `Owning`.
     """
 
     name: ClassVar[str] = "cpg"
@@ -49,12 +48,10 @@ class CPG(Owning):
         "epochs": 330, "warmup": 0.0, "settle": 0, "drops": (0.5, 0.8)
     }  # fmt: skip
 
-    sgd: ClassVar[Mapping[str, Any]] = {"momentum": 0.9, "nesterov": True}
-
+    nesterov: bool = True
     score_lr: float = 1e-3
     start: float = 1e-2
     tau: float = 5e-3
-    weight_decay: float = 0.0
     goal: float = 0.0
     max_size: float = 1.0
 
@@ -63,8 +60,6 @@ class CPG(Owning):
         for key in ("start", "tau"):
             if not math.isfinite(getattr(self, key)):
                 raise KsmError(f"{key} {getattr(self, key)}: expected a finite number")
-        if not 0 <= self.weight_decay < math.inf:
-            raise KsmError(f"weight_decay {self.weight_decay}: expected a number of at least 0")
         if not 0 <= self.goal <= 1:
             raise KsmError(f"goal {self.goal}: expected an accuracy from 0 to 1")
         if not 1 <= self.max_size <= 16:

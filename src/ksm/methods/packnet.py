@@ -27,9 +27,8 @@ class PackNet(Owning):
 
     Args:
         prune: share of the weights that a task trained and then lets go, in each layer.
-        optimizer: `adam`, or `sgd` with momentum 0.9.
         norms: `frozen` as published, or `task`: each task has its own normalisation.
-        weight_lr, base, target_modules: see `Owning`.
+        weight_lr, optimizer, nesterov, weight_decay, base, target_modules: see `Owning`.
     """
 
     name: ClassVar[str] = "packnet"
@@ -39,8 +38,6 @@ class PackNet(Owning):
     published_training: ClassVar[Mapping[str, Any]] = {
         "epochs": 30, "warmup": 0.0, "settle": 0, "drops": (0.5,)
     }  # fmt: skip
-
-    sgd: ClassVar[Mapping[str, Any]] = {"momentum": 0.9}
 
     prune: float = 0.75
     norms: Norms = "task"
@@ -61,7 +58,12 @@ class PackNet(Owning):
         weights = [owned.value for _, owned in owned_weights(model)]
         return [
             {"params": others(model, weights), "lr": self.lr, **self.options},
-            {"params": weights, "lr": self.weight_lr, **self.options},
+            {
+                "params": weights,
+                "lr": self.weight_lr,
+                **self.options,
+                "weight_decay": self.weight_decay,
+            },
         ]
 
     def phases(self, model: nn.Module, head: str, epochs: int) -> Course:
