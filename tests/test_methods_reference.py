@@ -965,8 +965,9 @@ def test_packnet_is_released_as_published():
         "conv1.parametrizations.weight.0.value",
         "conv2.parametrizations.weight.0.value",
     }
-    sgd = {"optimizer": "sgd", "lr": 1e-3, "momentum": 0.9}
-    assert all(options == sgd for options in found.values())
+    sgd = {"optimizer": "sgd", "lr": 1e-3, "momentum": 0.9, "nesterov": False}
+    for name, options in found.items():
+        assert options == sgd | ({"weight_decay": 0.0} if name.endswith(".value") else {})
     assert (method.base, method.prune) == (0.5, 0.75)
     course = method.phases(model, "fc", training.epochs)
     assert next(course).epochs == 20
