@@ -117,9 +117,9 @@ ROWS: dict[str, Row] = {
 }
 """The rows by name. `+bn`: a task has its own BatchNorm; without, the backbone's, as published.
 `-released`: published learning rates, optimizer and schedule too. `cpg` may not grow; `cpg-grow`
-may, to twice the size. Learning rates of bn, piggyback, finetune and ksm are those that the
-ablation selected on validation; the others have their defaults. `random-mask` turns off as many
-kernels as ksm did there."""
+may, to twice the size. Learning rates of bn, piggyback (with its own BatchNorm), finetune and ksm
+are those that the ablation selected on validation. `random-mask` turns off the share of kernels
+that ksm did there, in every layer the same."""
 
 
 def rows_named(names: Sequence[str], known: Mapping[str, Row] = ROWS) -> tuple[Row, ...]:
@@ -179,7 +179,14 @@ ABLATION = {
             {"start": 6e-3},
             {"start": 6e-3, "lr": 1e-2},
         ),
-        *_variants("finetune", {"lr": 3e-3, "weight_lr": 1e-3}, {}, {"weight_lr": 3e-4}),
+        *_variants(
+            "finetune",
+            {"lr": 3e-3, "weight_lr": 1e-3},
+            {},
+            {"lr": 1e-2},
+            {"weight_lr": 3e-4},
+            {"weight_lr": 3e-3},
+        ),
         *_variants(
             "ksm",
             _START | {"temperature": 10.0, "alpha": 1.0, "scaling": "continuous"},
