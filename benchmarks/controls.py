@@ -60,9 +60,9 @@ def run_cell(cell: Cell) -> None:
     import torch
 
     import ksm
-    from ksm.bank import write, write_atomically
     from ksm.data.sets import get
     from ksm.methods import make
+    from ksm.taskfile import write, write_atomically
 
     backbone, domain, method, settings, seed = cell
     torch.set_num_threads(1)

@@ -16,8 +16,8 @@ from safetensors.torch import save as safetensors_bytes
 
 from conftest import PREPROCESS, tiny
 from ksm import Bank, KsmError, Task, add_task
-from ksm.bank import FORMAT, _digest, read, read_header, write
 from ksm.methods import METHODS, make
+from ksm.taskfile import FORMAT, _digest, read, read_header, write
 
 CLASSES = ("grüne Äpfel", "猫", "red")
 

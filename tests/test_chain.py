@@ -10,11 +10,10 @@ from torch import nn
 import ksm
 from conftest import Tiny, tiny
 from ksm import Bank, KsmError, Task
-from ksm import bank as bank_module
 from ksm.backbones import fingerprint
-from ksm.bank import read, read_header
 from ksm.methods import CPG, KSM, Grow, PackNet
 from ksm.methods._owned import owned_weights
+from ksm.taskfile import _digest, read, read_header
 
 X = torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
 
@@ -178,7 +177,7 @@ def rewritten(path, **changes):
     tensors, meta = load_file(path), read_header(path)
     meta |= changes
     meta.pop("digest")
-    meta["digest"] = bank_module._digest(meta, tensors)
+    meta["digest"] = _digest(meta, tensors)
     save_file(tensors, path, {"ksm": json.dumps(meta)})
 
 

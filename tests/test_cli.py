@@ -20,8 +20,8 @@ import ksm.cli
 from conftest import picture, write_folder
 from ksm import Bank, KsmError, Task, add_task
 from ksm.backbones import backbone as load_backbone
-from ksm.bank import write
 from ksm.display import Display, clock, percent, size
+from ksm.taskfile import write
 from test_bank import no_file_longer_than
 
 TINY = ["--backbone", "conftest:tiny"]
@@ -778,7 +778,7 @@ def test_ctrl_c_before_the_first_epoch_ends_keeps_what_was_there(home, refused, 
         ("ksm.bank.Bank.header", ["info", "colours"]),
         ("ksm.learning.scan", ["learn", "colours", "images", *FAST, "--force"]),
         ("ksm.data.load.read_image", ["learn", "colours", "images", *FAST, "--force"]),
-        ("ksm.bank.os.fsync", ["learn", "colours", "images", *FAST, "--force"]),
+        ("ksm.taskfile.os.fsync", ["learn", "colours", "images", *FAST, "--force"]),
     ],
 )
 def test_ctrl_c_anywhere_else_exits_with_130(home, ksm_, monkeypatch, place, command):

@@ -150,10 +150,10 @@ def _go(
 ) -> None:
     from importlib.util import find_spec
 
-    from ksm.bank import write_atomically
     from ksm.compare.cells import run
     from ksm.compare.pictures import draw
     from ksm.compare.report import Results, markdown
+    from ksm.taskfile import write_atomically
 
     if not all(find_spec(package) for package in ("matplotlib", "scipy")):
         raise KsmError("a comparison needs matplotlib and scipy: pip install 'ksm[compare]'")

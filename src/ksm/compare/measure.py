@@ -12,7 +12,6 @@ from typing import Any
 import torch
 
 import ksm
-from ksm.bank import write_atomically
 from ksm.compare.cells import Cell, Chain
 from ksm.compare.images import images_of
 from ksm.compare.protocol import setup_of, training_of
@@ -21,6 +20,7 @@ from ksm.data.folder import scan
 from ksm.data.load import load
 from ksm.evaluation import device, evaluate
 from ksm.methods import make
+from ksm.taskfile import write_atomically
 
 
 def measure(chain: Chain, place: int) -> Cell:

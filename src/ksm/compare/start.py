@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 
 from safetensors import SafetensorError, safe_open
 
-from ksm.bank import write_atomically
 from ksm.compare.images import images_of
 from ksm.compare.protocol import Protocol, Row, described, training_of
 from ksm.errors import KsmError
+from ksm.taskfile import write_atomically
 
 if TYPE_CHECKING:
     from torch import nn
