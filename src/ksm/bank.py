@@ -6,18 +6,20 @@ import os
 import re
 import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ksm.errors import KsmError
+from ksm.index import headers_of
 from ksm.taskfile import digest_of, read_header, read_link, reason, write
 
 if TYPE_CHECKING:
     from ksm.task import Task
 
 SUFFIX = ".safetensors"
+SHOWN = 20
+"""Names that an error lists."""
 
 
 class Bank:
@@ -32,10 +34,16 @@ class Bank:
 
     def names(self) -> list[str]:
         """Names of the tasks in the folder, sorted."""
+        return list(self._files())
+
+    def _files(self) -> dict[str, Path]:
+        """The task files by name, sorted."""
         if not self.folder.is_dir():
-            return []
-        files = [path for path in self.folder.glob(f"*{SUFFIX}") if path.is_file()]
-        return sorted(name for file in files if _plain(name := file.name.removesuffix(SUFFIX)))
+            return {}
+        with os.scandir(self.folder) as entries:
+            files = [e.name for e in entries if e.name.endswith(SUFFIX) and e.is_file()]
+        named = sorted((file.removesuffix(SUFFIX), self.folder / file) for file in files)
+        return {name: path for name, path in named if _plain(name)}
 
     def __contains__(self, name: str) -> bool:
         return _plain(name) and self.path(name).is_file()
@@ -142,7 +150,7 @@ class Bank:
         """
         found = {
             name: [link[0] for link in header.get("earlier", [])]
-            for name, header in self._headers().items()
+            for name, header in self.headers(keep=False)[0].items()
             if header["method"]["name"] == method
             and header["backbone"]["fingerprint"] == fingerprint
         }
@@ -165,6 +173,17 @@ class Bank:
         """
         return {**read_header(self._existing(name)), "name": name}
 
+    def headers(self, keep: bool = True) -> tuple[dict[str, dict[str, Any]], list[str]]:
+        """The JSON of all task files by name, but for the history of the epochs; and a line for
+        each file that cannot be read, which keeps no other from its work.
+
+        Files that have not changed since the last call are not read again: see `ksm.index`.
+
+        Args:
+            keep: write what was read to the index.
+        """
+        return headers_of(self._files(), self.folder, keep)
+
     def remove(self, name: str) -> None:
         """Delete a task's file.
 
@@ -181,23 +200,17 @@ class Bank:
 
     def _check_leaf(self, name: str) -> None:
         """No other task builds on this one."""
-        for other, header in self._headers().items():
+        for other, header in self.headers(keep=False)[0].items():
             if name in [link[0] for link in header.get("earlier", [])]:
                 raise KsmError(f"task {other!r} builds on {name!r}: remove {other!r} first")
-
-    def _headers(self) -> dict[str, dict[str, Any]]:
-        """Those that can be read: a damaged file must not keep others from their work."""
-        found: dict[str, dict[str, Any]] = {}
-        for name in self.names():
-            with suppress(KsmError):
-                found[name] = self.header(name)
-        return found
 
     def _existing(self, name: str) -> Path:
         path = self.path(name)
         if not path.is_file():
-            known = ", ".join(self.names()) or "none"
-            raise KsmError(f"no task {name!r} in {self.folder}; the tasks there: {known}")
+            names = self.names()
+            known = ", ".join(names[:SHOWN]) or "none"
+            more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+            raise KsmError(f"no task {name!r} in {self.folder}; the tasks there: {known}{more}")
         return path
 
 

@@ -6,9 +6,8 @@ import io
 import json
 import os
 import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar, cast
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
@@ -23,7 +22,6 @@ if TYPE_CHECKING:
     from ksm.methods import Method
     from ksm.task import Task
 
-T = TypeVar("T")
 
 app = typer.Typer(
     help="One frozen image backbone, a small task file for each new task.",
@@ -221,7 +219,7 @@ def predict(
     from ksm.bank import Bank
 
     here = Bank(bank)
-    tasks = list(_readable(here, here.load).values()) if all_ else [here.load(str(task))]
+    tasks = _readable(here) if all_ else [here.load(str(task))]
     if not tasks:
         raise KsmError(f"there is no task in {bank}: learn one with `ksm learn NAME FOLDER`")
 
@@ -259,7 +257,9 @@ def tasks(bank: BankOption = BANK, json_: JsonOption = False) -> None:
     here = Bank(bank)
     if not bank.is_dir():
         raise KsmError(f"no bank at {bank}: learn a task, or say where with --bank")
-    headers = _readable(here, here.header)
+    headers, damaged = here.headers()
+    for line in damaged:
+        _left_out(line)
     found = [_summary(header, here.path(name)) for name, header in headers.items()]
     if json_:
         _print_json(found)
@@ -476,15 +476,19 @@ def _accuracy(header: dict[str, Any], split: str) -> float | None:
     return found["accuracy"] if found else None
 
 
-def _readable(bank: Bank, read: Callable[[str], T]) -> dict[str, T]:
-    """What `read` gives for each task of a bank; a damaged file costs a warning, not the others."""
-    found: dict[str, T] = {}
+def _readable(bank: Bank) -> list[Task]:
+    """The tasks of a bank; a damaged file costs a warning, not the others."""
+    found: list[Task] = []
     for name in bank:
         try:
-            found[name] = read(name)
+            found.append(bank.load(name))
         except KsmError as error:
-            print(f"warning: left out: {error}", file=sys.stderr)
+            _left_out(error)
     return found
+
+
+def _left_out(why: object) -> None:
+    print(f"warning: left out: {why}", file=sys.stderr)
 
 
 def _draw_curves(task: Task, path: Path, display: Display) -> Path | None:
@@ -516,6 +520,17 @@ def _print_json(value: Any) -> None:
 
 
 def _print_table(columns: list[str], rows: list[list[str]], header: bool = True) -> None:
+    if len(rows) > 500:  # which rich takes seconds for
+        from rich.cells import cell_len
+
+        lines = [columns, *rows]
+        widths = [max(map(cell_len, cells)) for cells in zip(*lines, strict=True)]
+        for line in lines:
+            cells = zip(line, widths, strict=True)
+            print(
+                "  ".join(cell + " " * (width - cell_len(cell)) for cell, width in cells).rstrip()
+            )
+        return
     from rich.console import Console
     from rich.markup import escape
     from rich.table import Table

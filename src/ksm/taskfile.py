@@ -117,6 +117,16 @@ def read_header(path: Path) -> dict[str, Any]:
         meta = json.loads(text)
     except (SafetensorError, ValueError, OSError, RecursionError) as error:
         raise KsmError(f"{path} is damaged or no task file: {error}") from error
+    check_header(meta, path)
+    return meta
+
+
+def check_header(meta: Any, path: Path) -> None:
+    """Tell whether the JSON of a task file has what is always there.
+
+    Raises:
+        KsmError: it has not, or is of a newer format; the line names `path`.
+    """
     found = _at(meta, "format")
     if not isinstance(found, int):
         raise KsmError(f"{path} is damaged or no task file: it does not say its format")
@@ -132,7 +142,6 @@ def read_header(path: Path) -> dict[str, Any]:
         raise KsmError(f"{path} is damaged: grown is {grown}, expected 1 to {LARGEST}")
     if not all(isinstance(name, str) for name in meta["classes"]):
         raise KsmError(f"{path} is damaged: expected text for each of its classes")
-    return meta
 
 
 def read(path: Path) -> Task:
