@@ -178,6 +178,9 @@ ABLATION = {
             {"score_lr": 3e-4},
             {"start": 6e-3},
             {"start": 6e-3, "lr": 1e-2},
+            {"norms": "frozen", "lr": 1e-2},
+            {"norms": "frozen", "lr": 1e-2, "score_lr": 3e-4},
+            {"norms": "frozen", "lr": 1e-2, "score_lr": 1e-4},
         ),
         *_variants(
             "finetune",
