@@ -141,7 +141,7 @@ def test_a_task_from_learning_to_removal(home, works):
     assert [line.split()[0] for line in told.out.splitlines()[1:]] == ["colours", "new", "other"]
     told = works("info", "new")
     assert "conftest:tiny" in told.out and "blue, green, red" in told.out
-    assert "2 epochs" in told.out and "bits a weight" in told.out
+    assert "2 epochs" in told.out and "bits a weight" in told.out and "as float32" in told.out
 
     assert works("remove", "new").out == "removed new from bank\n"
     assert not [path for path in (home / "bank").iterdir() if path.name.startswith("new")]

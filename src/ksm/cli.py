@@ -312,6 +312,8 @@ def info(
     if _numbers(record, "full_copy"):
         rows.append(["a full copy", size(record["full_copy"])])
     if mask := _numbers(record.get("mask"), "units", "weights", "layers", "off"):
+        rows.append(["Piggyback's mask", f"{size(mask['weights'] / 8)}, counted as a bit a weight"])
+        rows.append(["its scores", f"{size(4 * mask['units'])}, as float32"])
         rows.append(
             [
                 "mask",
