@@ -21,6 +21,7 @@ from conftest import picture, write_folder
 from ksm import Bank, KsmError, Task, add_task
 from ksm.backbones import backbone as load_backbone
 from ksm.display import Display, clock, percent, size
+from ksm.index import NAME
 from ksm.taskfile import write
 from test_bank import no_file_longer_than
 
@@ -107,10 +108,11 @@ def home(learned, tmp_path, monkeypatch):
 
 
 def files(folder):
+    """What is in a folder, but for a bank's index, which is a cache."""
     return {
         str(path.relative_to(folder)): path.read_bytes()
         for path in folder.rglob("*")
-        if path.is_file()
+        if path.is_file() and path.name != NAME
     }
 
 
@@ -774,7 +776,7 @@ def test_ctrl_c_before_the_first_epoch_ends_keeps_what_was_there(home, refused, 
         ("ksm.data.load.read_image", ["eval", "colours", "images"]),
         ("ksm.evaluation.evaluate", ["eval", "colours", "images"]),
         ("ksm.prediction.predict", ["predict", "images/red/0.png", "--all"]),
-        ("ksm.bank.read_header", ["tasks"]),
+        ("ksm.index.read_header", ["tasks"]),
         ("ksm.bank.Bank.header", ["info", "colours"]),
         ("ksm.learning.scan", ["learn", "colours", "images", *FAST, "--force"]),
         ("ksm.data.load.read_image", ["learn", "colours", "images", *FAST, "--force"]),
