@@ -99,7 +99,7 @@ ROWS: dict[str, Row] = {
         Row("probe", "probe", settings={"lr": 1e-2}),
         Row("bn", "bn", settings={"lr": 1e-2}),
         Row("random-mask", "random-mask", settings={"lr": 1e-2, "off": 0.34}),
-        Row("piggyback", "piggyback", settings={"lr": 1e-2, "norms": "frozen"}),
+        Row("piggyback", "piggyback", settings={"lr": 1e-2, "score_lr": 3e-4, "norms": "frozen"}),
         Row("piggyback+bn", "piggyback", settings={"lr": 1e-2}),
         Row("piggyback-ternary+bn", "piggyback", settings={"lr": 1e-2, "values": "ternary"}),
         Row("packnet", "packnet", settings={"norms": "frozen"}),
@@ -117,9 +117,9 @@ ROWS: dict[str, Row] = {
 }
 """The rows by name. `+bn`: a task has its own BatchNorm; without, the backbone's, as published.
 `-released`: published learning rates, optimizer and schedule too. `cpg` may not grow; `cpg-grow`
-may, to twice the size. Learning rates of bn, piggyback (with its own BatchNorm), finetune and ksm
-are those that the ablation selected on validation. `random-mask` turns off the share of kernels
-that ksm did there, in every layer the same."""
+may, to twice the size. Learning rates of bn, piggyback, finetune and ksm are those that the
+ablation selected on validation. `random-mask` turns off the share of kernels that ksm did there, in
+every layer the same."""
 
 
 def rows_named(names: Sequence[str], known: Mapping[str, Row] = ROWS) -> tuple[Row, ...]:
