@@ -104,7 +104,7 @@ ROWS: dict[str, Row] = {
         Row("piggyback-ternary+bn", "piggyback", settings={"lr": 1e-2, "values": "ternary"}),
         Row("packnet", "packnet", settings={"norms": "frozen"}),
         Row("packnet+bn", "packnet"),
-        Row("finetune", "finetune"),
+        Row("finetune", "finetune", settings={"weight_lr": 3e-3}),
         Row("cpg", "cpg", goal_of="finetune"),
         Row("cpg-grow", "cpg", settings={"max_size": 2.0}, goal_of="finetune"),
         Row("scratch", "scratch"),
@@ -189,6 +189,7 @@ ABLATION = {
             {"lr": 1e-2},
             {"weight_lr": 3e-4},
             {"weight_lr": 3e-3},
+            {"weight_lr": 1e-2},
         ),
         *_variants(
             "ksm",
