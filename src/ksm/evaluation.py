@@ -23,7 +23,9 @@ def device() -> torch.device:
 def evaluate(model: nn.Module, images: Images, batch: int = 64) -> dict[str, Any]:
     """Accuracy and loss of a model with one output a class.
 
-    The model's mode is not changed: put it in evaluation mode first.
+    The model's mode is not changed: put it in evaluation mode first. Masked weights are made once
+    for all images, by torch's cache for parametrizations, which is the whole process's: train no
+    other model in another thread meanwhile.
 
     Returns:
         `accuracy` (in [0, 1]), `loss` (cross-entropy, nats), `images` (count), and `correct` and
