@@ -103,6 +103,7 @@ def _scatter(
 ) -> None:
     picture = figure(figsize=(7, 4.4))
     axes = picture.subplots()
+    labels: list[Any] = []
     for row in rows:
         x = mean(cost(cell) for cell in results.of_row(row))
         y, half = metrics.interval(results.averages(row))
@@ -110,12 +111,18 @@ def _scatter(
         axes.errorbar(
             [x], [y], [[0 if np.isnan(half) else half]] * 2, fmt="o", ms=6, color=colour, capsize=3
         )
-        axes.annotate(
-            row, (x, y), textcoords="offset points", xytext=(7, 5), color=colour, fontsize=8
+        labels.append(
+            axes.annotate(
+                row, (x, y), textcoords="offset points", xytext=(7, 5), color=colour, fontsize=8
+            )
         )
     axes.set(xscale="log", xlabel=f"{label}, log scale", ylabel=f"average {results.what} (%)")
     axes.margins(x=0.2)
     _plain(axes)
+    picture.draw_without_rendering()  # places are known from here on
+    for number, label in enumerate(labels):
+        if any(label.get_window_extent().overlaps(o.get_window_extent()) for o in labels[:number]):
+            label.set_position((7, -13))
     save(picture, file)
 
 
