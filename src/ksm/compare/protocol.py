@@ -52,6 +52,7 @@ class Row:
         settings: of the method.
         goal_of: name of the row whose validation accuracy on the same task and seed is this one's
             `goal` (CPG).
+        budget: how many times the protocol's epochs it has.
     """
 
     name: str
@@ -59,6 +60,7 @@ class Row:
     recipe: str = "default"
     settings: Mapping[str, Any] = field(default_factory=dict[str, Any])
     goal_of: str | None = None
+    budget: int = 1
 
 
 @dataclass(frozen=True)
@@ -107,6 +109,7 @@ ROWS: dict[str, Row] = {
         Row("finetune", "finetune", settings={"weight_lr": 3e-3}),
         Row("cpg", "cpg", goal_of="finetune"),
         Row("cpg-grow", "cpg", settings={"max_size": 2.0}, goal_of="finetune"),
+        Row("cpg-3x", "cpg", goal_of="finetune", budget=3),
         Row("scratch", "scratch"),
         Row("ksm", "ksm"),
         Row("ksm-released", "ksm", recipe="released"),
@@ -117,9 +120,9 @@ ROWS: dict[str, Row] = {
 }
 """The rows by name. `+bn`: a task has its own BatchNorm; without, the backbone's, as published.
 `-released`: published learning rates, optimizer and schedule too. `cpg` may not grow; `cpg-grow`
-may, to twice the size. Learning rates of bn, piggyback, finetune and ksm are those that the
-ablation selected on validation. `random-mask` turns off the share of kernels that ksm did there, in
-every layer the same."""
+may, to twice the size; `cpg-3x` has three times the epochs. Learning rates of bn, piggyback,
+finetune and ksm are those that the ablation selected on validation. `random-mask` turns off the
+share of kernels that ksm did there, in every layer the same."""
 
 
 def rows_named(names: Sequence[str], known: Mapping[str, Row] = ROWS) -> tuple[Row, ...]:
@@ -252,7 +255,7 @@ def training_of(protocol: Protocol, row: Row, place: int, seed: int) -> Training
     """How a cell is trained."""
     domain = protocol.domains[place]
     budget: dict[str, Any] = {
-        "epochs": protocol.epochs,
+        "epochs": row.budget * protocol.epochs,
         "batch": protocol.batch,
         "augment": domain.augment,
         "min_area": domain.min_area,
