@@ -508,15 +508,16 @@ class CpgTwin:
         self.network, self.layers, self.method = twin_of(model, True), layers, method
         self.renew()
 
-    def renew(self):
-        """New optimizers, as each phase has."""
+    def renew(self, share=1.0):
+        """New optimizers, as each phase has, with a share of the method's rates."""
         m = self.method
         if m.optimizer == "sgd":
-            self.others = reference.Sgd(m.lr, 0.9, nesterov=True)
-            self.free = reference.Sgd(m.weight_lr, 0.9, nesterov=True, decay=m.weight_decay)
+            self.others = reference.Sgd(share * m.lr, 0.9, nesterov=True)
+            self.free = reference.Sgd(share * m.weight_lr, 0.9, nesterov=True, decay=m.weight_decay)
         else:
-            self.others, self.free = reference.Adam(m.lr), reference.Adam(m.weight_lr)
-        self.scores = reference.Adam(m.score_lr)
+            self.others = reference.Adam(share * m.lr)
+            self.free = reference.Adam(share * m.weight_lr)
+        self.scores = reference.Adam(share * m.score_lr)
 
     def weights(self):
         return {name: layer.used() for name, layer in self.layers.items()}
@@ -556,7 +557,7 @@ def cpg_phase(model, phase, twin, seed, each, stage=None):
     Args:
         stage: sparsities at the start and end of a compacting phase.
     """
-    twin.renew()
+    twin.renew(1.0 if phase.name == "pick" else twin.method.compact_lr)
     before = frozen_of(model)
     kept = {name: owned.keep.clone() for name, owned in owned_weights(model)}
     for number in steps_of(model, phase, each, seed):
@@ -593,7 +594,9 @@ def begin_cpg(model, backbone, layers):
 def test_cpg_agrees_at_every_step_over_three_tasks(optimizer, sizes):
     backbone = small()
     rate = 0.05 if optimizer == "sgd" else 5e-3
-    method = CPG(lr=rate, weight_lr=rate, score_lr=1e-3, optimizer=optimizer, max_size=2.0)
+    method = CPG(
+        lr=rate, weight_lr=rate, score_lr=1e-3, compact_lr=0.5, optimizer=optimizer, max_size=2.0
+    )
     if optimizer == "sgd":
         method = CPG(**{**vars(method), "weight_decay": 0.1})
     printed = fingerprint(backbone, "")
@@ -1013,6 +1016,6 @@ def test_cpg_is_released_as_published():
             assert options == sgd
     kinds = SimpleNamespace(**{name.replace(".", "_"): 1 for name in found})
     assert kinds.conv2_bias and kinds.norm1_weight and kinds.norm2_bias and kinds.fc_weight
-    assert (method.start, method.tau, training.epochs) == (1e-2, 5e-3, 330)
+    assert (method.start, method.tau, method.compact_lr, training.epochs) == (1e-2, 5e-3, 1.0, 330)
     factor = tenths(100, 0, training.drops)
     assert [factor(i) for i in (49, 50, 79, 80)] == pytest.approx([1, 0.1, 0.1, 0.01])

@@ -36,13 +36,16 @@ class CPG(Owning):
         goal: validation accuracy to meet, in [0, 1], such as a network of the task's own reaches.
             Where the largest network allowed misses it, or it is 0, the goal of compacting is what
             picking reached.
+        compact_lr: share of the learning rates that compacting and retraining have. At full rates
+            Adam undoes more in a short stage than it mends, and no sparsity meets the goal.
         max_size: how far the network may grow, in its own size; it does so by 0.5 each time.
         weight_lr, optimizer, nesterov, weight_decay, base, target_modules: see `Owning`.
     """
 
     name: ClassVar[str] = "cpg"
     published: ClassVar[Mapping[str, Any]] = {
-        "lr": 1e-3, "weight_lr": 1e-3, "score_lr": 1e-4, "weight_decay": 4e-5, "optimizer": "sgd"
+        "lr": 1e-3, "weight_lr": 1e-3, "score_lr": 1e-4, "weight_decay": 4e-5, "optimizer": "sgd",
+        "compact_lr": 1.0,
     }  # fmt: skip
     published_training: ClassVar[Mapping[str, Any]] = {
         "epochs": 330, "warmup": 0.0, "settle": 0, "drops": (0.5, 0.8)
@@ -53,6 +56,7 @@ class CPG(Owning):
     start: float = 1e-2
     tau: float = 5e-3
     goal: float = 0.0
+    compact_lr: float = 0.1
     max_size: float = 1.0
 
     def __post_init__(self) -> None:
@@ -98,6 +102,9 @@ class CPG(Owning):
             self._grow(model)
         goal = min(self.goal or 1.0, kept.accuracy)
         weights = [layer for _, layer in owned_weights(model)]
+        slower = [
+            {**group, "lr": self.compact_lr * group["lr"]} for group in self.groups(model, head)
+        ]
         before, compacted = 0.0, False
         for sparsity, length in stages:
             prune = _Gradual(weights, before, sparsity)
@@ -105,7 +112,7 @@ class CPG(Owning):
                 found = yield Phase(
                     f"compact to {sparsity:g}",
                     length,
-                    self.groups(model, head),
+                    slower,
                     keeps=False,
                     last=True,
                     drops=False,
@@ -122,7 +129,7 @@ class CPG(Owning):
             found = yield Phase(
                 "retrain",
                 retrain,
-                self.groups(model, head),
+                slower,
                 keeps=False,
                 drops=False,
                 start=kept.state,
