@@ -328,7 +328,7 @@ def test_protocols_by_name(home, works, refused):
 @pytest.mark.parametrize("wait", [0, 2, 10])  # as the processes start, import, and learn
 def test_an_interrupted_comparison_leaves_whole_cells_alone(home, wait):
     write_folder(home / "second", 20, ("red", "green"))
-    options = [*TINY, "--size", "32", "--epochs", "400", "--methods", "probe,bn", "--out", "out"]
+    options = [*TINY, "--size", "32", "--epochs", "40000", "--methods", "probe,bn", "--out", "out"]
     command = [sys.executable, "-m", "ksm.cli", "compare", "images", "second", *options]
     environment = {**os.environ, "PYTHONPATH": str(HERE)}
     with subprocess.Popen(
