@@ -23,9 +23,9 @@ SMALL = $(BIN)/ksm bench five-domains --processes 2 --backbone $(1) --out result
 
 bench-small: .venv/ready   ## ksm, its rivals and controls on five domains and two backbones: hours
 	-$(call SMALL,resnet50_1by2)
-	$(call SMALL,resnet50_1by2) --seeds 3 --methods ksm,piggyback+bn,bn,finetune,probe,random-mask
+	$(call SMALL,resnet50_1by2) --seeds 3 --methods ksm,piggyback,piggyback+bn,bn,finetune,probe,random-mask
 	-$(call SMALL,mobilenetv2)
-	$(call SMALL,mobilenetv2) --seeds 3 --methods ksm,piggyback+bn,bn,finetune,probe,random-mask
+	$(call SMALL,mobilenetv2) --seeds 3 --methods ksm,piggyback,piggyback+bn,bn,finetune,probe,random-mask
 
 MINMAX = ksm-scaling=minmax-alpha=0.5
 SEEDED = ksm,ksm-start=0.006,$(MINMAX)-score_lr=0.002,$(MINMAX)-start=0.006
