@@ -103,7 +103,7 @@ def _scatter(
 ) -> None:
     picture = figure(figsize=(7, 4.4))
     axes = picture.subplots()
-    labels: list[Any] = []
+    names: list[Any] = []
     for row in rows:
         x = mean(cost(cell) for cell in results.of_row(row))
         y, half = metrics.interval(results.averages(row))
@@ -111,7 +111,7 @@ def _scatter(
         axes.errorbar(
             [x], [y], [[0 if np.isnan(half) else half]] * 2, fmt="o", ms=6, color=colour, capsize=3
         )
-        labels.append(
+        names.append(
             axes.annotate(
                 row, (x, y), textcoords="offset points", xytext=(7, 5), color=colour, fontsize=8
             )
@@ -120,9 +120,9 @@ def _scatter(
     axes.margins(x=0.2)
     _plain(axes)
     picture.draw_without_rendering()  # places are known from here on
-    for number, label in enumerate(labels):
-        if any(label.get_window_extent().overlaps(o.get_window_extent()) for o in labels[:number]):
-            label.set_position((7, -13))
+    for number, name in enumerate(names):
+        if any(name.get_window_extent().overlaps(o.get_window_extent()) for o in names[:number]):
+            name.set_position((7, -13))
     save(picture, file)
 
 
