@@ -37,7 +37,7 @@ class CPG(Owning):
             Where the largest network allowed misses it, or it is 0, the goal of compacting is what
             picking reached.
         compact_lr: share of the learning rates that compacting and retraining have. At full rates
-            Adam undoes more in a short stage than it mends, and no sparsity meets the goal.
+            Adam undoes more in a short stage than it mends.
         max_size: how far the network may grow, in its own size; it does so by 0.5 each time.
         weight_lr, optimizer, nesterov, weight_decay, base, target_modules: see `Owning`.
     """
