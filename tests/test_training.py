@@ -500,7 +500,7 @@ class Viewing(nn.Module):
         self.shape = shape
 
     def forward(self, x):
-        return self.fc(self.conv(x).view(*self.shape(x)).view(len(x), -1))
+        return self.fc(self.conv(x).view(*self.shape(x)).reshape(len(x), -1))
 
 
 @pytest.mark.parametrize(
