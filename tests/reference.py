@@ -50,13 +50,14 @@ def mask_gradient(score, beta, tau, temperature, alpha, rule, noise=None):
     return slope
 
 
-def unit_of(index, kind, granularity, shape, groups=1):
+def unit_of(index, kind, granularity, shape, groups=1, pointwise=1):
     """Index of the unit that a weight belongs to.
 
     Args:
         index: of the weight in its layer's own layout.
         kind: "conv", "transposed" or "linear".
         shape: the layer's weight.
+        pointwise: input channels in a unit where a kernel is a single weight.
     """
     if kind == "transposed":  # (inputs, outputs / groups, *k)
         per_group = shape[0] // groups
@@ -71,27 +72,30 @@ def unit_of(index, kind, granularity, shape, groups=1):
         return (o, 0, *ones)
     if granularity == "group":
         return (o, i // 8, *ones)
-    return (o // 4, i // 4) if kind == "linear" else (o, i, *ones)
+    if kind == "linear":
+        return (o // 4, i // 4)
+    single = all(size == 1 for size in shape[2:])
+    return (o, i // pointwise if single else i, *ones)
 
 
-def unit_shape(kind, granularity, shape, groups=1):
+def unit_shape(kind, granularity, shape, groups=1, pointwise=1):
     indices = np.ndindex(*shape)
-    units = [unit_of(index, kind, granularity, shape, groups) for index in indices]
+    units = [unit_of(index, kind, granularity, shape, groups, pointwise) for index in indices]
     return tuple(max(axis) + 1 for axis in zip(*units, strict=True))
 
 
-def masked_weight(weight, factors, kind, granularity, groups=1):
+def masked_weight(weight, factors, kind, granularity, groups=1, pointwise=1):
     out = np.empty(weight.shape, np.float64)
     for index in np.ndindex(*weight.shape):
-        unit = unit_of(index, kind, granularity, weight.shape, groups)
+        unit = unit_of(index, kind, granularity, weight.shape, groups, pointwise)
         out[index] = float(weight[index]) * factors[unit]
     return out
 
 
-def score_gradient(weight, upstream, factors_gradient, kind, granularity, groups=1):
+def score_gradient(weight, upstream, factors_gradient, kind, granularity, groups=1, pointwise=1):
     """d loss / d score from d loss / d (masked weight)."""
     out = np.zeros(factors_gradient.shape)
     for index in np.ndindex(*weight.shape):
-        unit = unit_of(index, kind, granularity, weight.shape, groups)
+        unit = unit_of(index, kind, granularity, weight.shape, groups, pointwise)
         out[unit] += float(weight[index]) * float(upstream[index])
     return out * factors_gradient

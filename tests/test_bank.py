@@ -2,7 +2,6 @@
 
 import dataclasses
 import errno
-import json
 import os
 import random
 import resource
@@ -11,13 +10,14 @@ from contextlib import contextmanager
 
 import pytest
 import torch
-from safetensors.torch import load_file
+import zstandard
+from safetensors.numpy import load_file
 from safetensors.torch import save as safetensors_bytes
 
 from conftest import PREPROCESS, tiny
 from ksm import Bank, KsmError, Task, add_task
 from ksm.methods import METHODS, make
-from ksm.taskfile import FORMAT, _digest, read, read_header, write
+from ksm.taskfile import FORMAT, _digest, _file, read, read_header, sizes_of, write
 
 CLASSES = ("grüne Äpfel", "猫", "red")
 
@@ -66,6 +66,13 @@ def refused(call, *told):
     return line
 
 
+PARTS = ("mask", "norm", "head", "weights")
+
+
+def parts_of(path):
+    return {name: part.tobytes() for name, part in load_file(path).items()}
+
+
 def files(folder):
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
@@ -90,8 +97,17 @@ def test_the_header_is_the_json_alone(bank):
     path = bank.save(made())
     header = bank.header("colours")
     assert header["classes"] == list(CLASSES) and header["format"] == FORMAT
-    assert header["bytes"] == made().sizes()
-    assert set(load_file(path)) == set(made().tensors)
+    parts = parts_of(path)
+    assert header["bytes"] == sizes_of(made()) == {k: len(parts.get(k, b"")) for k in PARTS}
+    assert set(parts) == {"mask", "norm", "head"}
+
+
+def test_the_history_is_kept_beside_the_json(bank):
+    record = {"history": [{"loss": 1.5, "epoch": 1}] * 200, "seconds": 3.0}
+    path = bank.save(dataclasses.replace(made(), record=record))
+    assert bank.load("colours").record == record
+    assert bank.header("colours")["record"] == {"seconds": 3.0}
+    assert path.stat().st_size < bank.save(made("other")).stat().st_size + 300
 
 
 def test_tuples_and_settings_come_back(bank):
@@ -372,15 +388,13 @@ def test_files_that_are_no_tasks(bank, kind):
     assert bank.path("x").read_bytes() == NO_TASKS[kind]
 
 
-def forge(path, change, tensors=None, sign=True):
+def forge(path, change, parts=None, sign=True):
     """Write a file whose JSON was changed, with a digest that fits if `sign`."""
-    tensors = tensors or load_file(path)
+    parts = parts or parts_of(path)
     meta = read_header(path)
-    del meta["digest"]
+    digest = meta.pop("digest")
     meta = change(meta) or meta
-    if sign:
-        meta["digest"] = _digest(meta, tensors)
-    path.write_bytes(safetensors_bytes(tensors, {"ksm": json.dumps(meta)}))
+    path.write_bytes(_file({**meta, "digest": _digest(meta, parts) if sign else digest}, parts))
 
 
 def test_a_forged_file_is_read_if_its_content_is_right(bank):
@@ -391,14 +405,38 @@ def test_a_forged_file_is_read_if_its_content_is_right(bank):
 
 def test_an_altered_file_is_refused(bank):
     path = bank.save(made())
-    tensors = load_file(path)
+    parts = parts_of(path)
     forge(path, lambda meta: meta["metrics"]["val"].update(accuracy=1.0), sign=False)
     refused(lambda: bank.load("colours"), "altered")
     write(path, made())
-    tensors["own/fc.bias"] += 1e-6
-    meta = read_header(path)
-    path.write_bytes(safetensors_bytes(tensors, {"ksm": json.dumps(meta)}))
+    changed = {"head": zstandard.compress(safetensors_bytes({"own/fc.bias": torch.ones(3)}))}
+    forge(path, lambda meta: None, parts | changed, sign=False)
     refused(lambda: bank.load("colours"), "altered", "digest")
+
+
+@pytest.mark.parametrize(
+    "part",
+    [
+        b"",
+        b"no frame",
+        zstandard.compress(b"no safetensors"),
+        zstandard.compress(bytes(5000))[:-3],
+        zstandard.ZstdCompressor(write_content_size=False).compress(b"of no known size"),
+        b"\x28\xb5\x2f\xfd\xe0" + b"\xff" * 7 + b"\x7f\0\0\0",  # claims 2^63 bytes
+    ],
+    ids=["nothing", "text", "other", "cut", "unknown", "huge"],
+)
+def test_a_part_that_is_none(bank, part):
+    path = bank.save(made())
+    forge(path, lambda meta: None, parts_of(path) | {"mask": part})
+    refused(lambda: bank.load("colours"), str(path), "damaged")
+
+
+def test_an_older_format(bank):
+    path = bank.save(made())
+    forge(path, lambda meta: meta.update(format=1))
+    for call in (bank.load, bank.header):
+        refused(lambda call=call: call("colours"), "format 1", "learn the task again")
 
 
 @pytest.mark.parametrize("number", [FORMAT + 1, 99, 10**30])
@@ -483,7 +521,7 @@ def test_another_backbone_is_refused_with_both_fingerprints(bank):
 
 def test_a_task_with_tensors_of_another_shape(bank):
     path = bank.save(made())
-    tensors = load_file(path)
-    tensors["own/fc.bias"] = torch.zeros(7)
-    forge(path, lambda meta: None, tensors)
+    head = {"own/fc.weight": torch.zeros(3, 16), "own/fc.bias": torch.zeros(7)}
+    changed = {"head": zstandard.compress(safetensors_bytes(head))}
+    forge(path, lambda meta: None, parts_of(path) | changed)
     refused(lambda: bank.load("colours").on(tiny()), "does not fit", "fc.bias")

@@ -313,7 +313,7 @@ def test_a_comparison_of_own_folders(home, works, refused):
 def test_protocols_by_name(home, works, refused):
     assert "piggyback+bn" in works("bench", "rows").out
     for arguments, told in [
-        (["nope"], "no protocol 'nope': expected one of five-domains, twenty-tasks"),
+        (["nope"], "no protocol 'nope': expected one of five-domains, sizes, twenty-tasks"),
         (["cifar100"], "bench cifar100: expected a folder with your copy"),
         (["five-domains", "images"], "bench five-domains: expected no folder"),
         (["imagenet-to-sketch", "images"], "has no folder cubs_cropped/train"),
@@ -745,7 +745,7 @@ def test_ctrl_c_while_training_keeps_the_best(home, works, monkeypatch):
     told = works("learn", "new", "images", *FAST, "--epochs", "50")
     assert "stopped early: interrupted" in told.err
     found = parsed(works("info", "new", "--json"))["record"]
-    assert found["stopped"] == "interrupted" and len(found["history"]) == 2
+    assert found["stopped"] == "interrupted" and found["epochs"] == 2
     assert found["best_epoch"] in (1, 2)
     assert len((home / "bank/new.log.jsonl").read_text().splitlines()) == 2
     works("predict", "images/red/0.png", "--task", "new")
@@ -842,7 +842,7 @@ def test_a_real_ctrl_c_keeps_the_best_epoch(home):
         run.kill()
     assert run.returncode == 0 and "Traceback" not in err
     found = json.loads(out)["record"]
-    assert found["stopped"] == "interrupted" and len(found["history"]) >= 3
+    assert found["stopped"] == "interrupted" and found["epochs"] >= 3
 
 
 def test_a_disk_that_fills_up_for_real(home, refused):

@@ -15,6 +15,7 @@ LAYERS = {
     "conv2d": (lambda: nn.Conv2d(11, 6, 3), "conv", (2, 11, 6, 6)),
     "conv2d without bias": (lambda: nn.Conv2d(3, 4, (1, 3), bias=False), "conv", (2, 3, 6, 6)),
     "pointwise": (lambda: nn.Conv2d(9, 5, 1), "conv", (2, 9, 4, 4)),
+    "pointwise transposed": (lambda: nn.ConvTranspose2d(6, 4, 1), "transposed", (2, 6, 4, 4)),
     "conv3d": (lambda: nn.Conv3d(3, 4, 2), "conv", (2, 3, 4, 4, 4)),
     "grouped": (lambda: nn.Conv2d(8, 6, 3, groups=2), "conv", (2, 8, 5, 5)),
     "depthwise": (lambda: nn.Conv2d(6, 6, 3, groups=6), "conv", (2, 6, 5, 5)),
@@ -33,15 +34,17 @@ LAYERS = {
 
 @pytest.mark.parametrize("scaling", ["continuous", "minmax"])
 @pytest.mark.parametrize("granularity", GRANULARITIES)
+@pytest.mark.parametrize("pointwise", [1, 4])
 @pytest.mark.parametrize("name", LAYERS)
-def test_masked_layer_agrees_with_the_reference(name, granularity, scaling):
+def test_masked_layer_agrees_with_the_reference(name, granularity, scaling, pointwise):
     build, kind, shape = LAYERS[name]
     torch.manual_seed(0)
     layer = build()
     groups = getattr(layer, "groups", 1)
-    method = KSM(granularity=granularity, scaling=scaling, temperature=10.0, alpha=0.8)
-    soft = SoftMask(layer, method)
-    units = reference.unit_shape(kind, granularity, tuple(layer.weight.shape), groups)
+    settings = {"granularity": granularity, "scaling": scaling, "pointwise": pointwise}
+    soft = SoftMask(layer, KSM(**settings, temperature=10.0, alpha=0.8))
+    cut = (kind, granularity, groups, pointwise)
+    units = reference.unit_shape(kind, granularity, tuple(layer.weight.shape), groups, pointwise)
     assert tuple(soft.score.shape) == units
     with torch.no_grad():
         soft.score.copy_(5e-3 + 1e-2 * torch.randn(units))
@@ -51,13 +54,13 @@ def test_masked_layer_agrees_with_the_reference(name, granularity, scaling):
     rule = (1200.0, 5e-3, 10.0, 0.8, scaling)
     factors = reference.mask(values, *rule)
     weight = layer.weight.detach().double().numpy()
-    expected = reference.masked_weight(weight, factors, kind, granularity, groups)
+    expected = reference.masked_weight(weight, factors, *cut)
     assert np.abs(masked.detach().numpy() - expected).max() < 1e-6
 
     upstream = torch.randn_like(masked)
     (masked * upstream).sum().backward()
     slope = reference.mask_gradient(values, *rule)
-    closed = reference.score_gradient(weight, upstream.numpy(), slope, kind, granularity, groups)
+    closed = reference.score_gradient(weight, upstream.numpy(), slope, *cut)
     scale = np.abs(closed).max()
     assert np.abs(soft.score.grad.numpy() - closed).max() < 1e-5 * scale
 

@@ -124,21 +124,61 @@ def test_released_and_finite_min_max_differ_as_written():
 @given(
     st.lists(st.floats(-1, 1, width=32), min_size=1, max_size=20),
     st.sampled_from(mask.SCALINGS),
-    st.integers(2, 256),
+    st.integers(2, 255),
 )
 @settings(max_examples=80, deadline=None)
 def test_any_scores_give_masks_in_range_and_levels_near_them(values, scaling, levels):
     score = torch.tensor(values)
     exact = mask.soft_mask(score, scaling=scaling)
-    rounded = mask.soft_mask(score, scaling=scaling, levels=levels)
+    rounded = mask.soft_mask(score, scaling=scaling, values=mask.level_values(levels))
     assert exact.isfinite().all() and ((exact >= 0) & (exact <= 1)).all()
     assert (exact - rounded).abs().max() <= 0.5 * 0.5 / (levels - 1) + 1e-6
 
 
-def test_levels_survive_a_round_trip():
-    for levels in (2, 3, 16, 256):
-        every = torch.arange(levels, dtype=torch.uint8)
-        assert torch.equal(mask.quantize(mask.dequantize(every, levels), levels), every)
+@pytest.mark.parametrize("spacing", mask.SPACINGS)
+@pytest.mark.parametrize("levels", [1, 2, 3, 4, 16, 100])
+def test_levels_survive_a_round_trip(levels, spacing):
+    values = mask.level_values(levels, spacing)
+    every = torch.arange(levels, dtype=torch.uint8)
+    assert torch.equal(mask.quantize(mask.dequantize(every, values), values), every)
+
+
+def test_the_values_of_levels():
+    assert mask.level_values(1).tolist() == [1]
+    assert mask.level_values(2).tolist() == mask.level_values(2, "power").tolist() == [0, 1]
+    assert mask.level_values(5).tolist() == [0, 0.25, 0.5, 0.75, 1]
+    assert mask.level_values(5, "power").tolist() == [0, 0.125, 0.25, 0.5, 1]
+
+
+@pytest.mark.parametrize("spacing", mask.SPACINGS)
+def test_a_fraction_goes_to_the_nearest_level(spacing):
+    values = mask.level_values(6, spacing)
+    fractions = torch.rand(1000, generator=torch.Generator().manual_seed(0))
+    nearest = (fractions[:, None] - values).abs().argmin(1)
+    assert torch.equal(mask.quantize(fractions, values).long(), nearest)
+
+
+def test_the_price_of_a_unit_is_what_one_more_that_is_off_costs():
+    """`coded_bits` has the gradient of `n (H(p) + p log2 levels)`."""
+
+    def bits(off, units, levels):
+        p = off / units
+        entropy = -(p * np.log2(p) + (1 - p) * np.log2(1 - p))
+        return units * entropy + off * np.log2(levels)
+
+    on = torch.ones(4000, dtype=torch.bool)
+    on[:1000] = False
+    for levels in (1, 2, 16):
+        soft = torch.full((4000,), 0.5, requires_grad=True)
+        mask.coded_bits(on, soft, levels).backward()
+        expected = bits(1000.5, 4000, levels) - bits(999.5, 4000, levels)
+        assert soft.grad is not None
+        torch.testing.assert_close(soft.grad, torch.full((4000,), -expected), rtol=2e-3, atol=0)
+
+
+def test_no_price_is_negative():
+    on = torch.zeros(100, dtype=torch.bool)  # all off: one less that is off would cost bits
+    assert mask.coded_bits(on, torch.full((100,), 0.2), 1) == 0
 
 
 def test_gumbel_noise_is_a_difference_of_two_gumbels():

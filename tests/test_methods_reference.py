@@ -727,11 +727,14 @@ def test_cpg_keeps_the_sparsest_that_meets_the_goal():
 
 
 def test_cpg_without_a_goal_keeps_what_the_task_reached():
-    accuracies = {"pick": 0.7, "compact to 0.1": 0.7, "compact to 0.2": 0.69, "retrain": 0.6}
+    accuracies = {"pick": 0.7, "compact to 0.1": 0.69, "compact to 0.2": 0.67, "retrain": 0.6}
     model = add_task(small(), 3, method=CPG())
     seen, end = stages(model, accuracies, CPG())
     assert [name for name, _ in seen] == ["pick", "compact to 0.1", "compact to 0.2", "retrain"]
     assert end.record["phase"] == "compact to 0.1"  # retraining made it worse
+    model = add_task(small(), 3, method=CPG(tolerance=0.0))
+    seen, end = stages(model, accuracies, CPG(tolerance=0.0))
+    assert [name for name, _ in seen] == ["pick", "compact to 0.1"]
     accuracies["compact to 0.1"] = 0.6
     model = add_task(small(), 3, method=CPG())
     seen, end = stages(model, accuracies, CPG())

@@ -166,7 +166,8 @@ class Bank:
         return (*last.earlier, last)
 
     def header(self, name: str) -> dict[str, Any]:
-        """The JSON of a task's file alone, without its tensors; not checked against the digest.
+        """The JSON of a task's file alone, without its tensors and the history of its epochs; not
+        checked against the digest.
 
         Raises:
             KsmError: as `load`, as far as the JSON shows it.
@@ -174,8 +175,8 @@ class Bank:
         return {**read_header(self._existing(name)), "name": name}
 
     def headers(self, keep: bool = True) -> tuple[dict[str, dict[str, Any]], list[str]]:
-        """The JSON of all task files by name, but for the history of the epochs; and a line for
-        each file that cannot be read, which keeps no other from its work.
+        """The JSON of all task files by name, and a line for each file that cannot be read, which
+        keeps no other from its work.
 
         Files that have not changed since the last call are not read again: see `ksm.index`.
 

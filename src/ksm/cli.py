@@ -333,13 +333,12 @@ def info(
             ]
         )
     settings = _numbers(record.get("training"), "seed")
-    if settings and _numbers(record, "seconds", "best_epoch"):
-        epochs = len(record.get("history", []))
+    if settings and _numbers(record, "seconds", "epochs", "best_epoch"):
         rows.append(
             [
                 "training",
-                f"{clock(record['seconds'])}, {epochs} epochs, best {record['best_epoch']}, "
-                f"seed {settings['seed']}, on {record.get('device')}",
+                f"{clock(record['seconds'])}, {record['epochs']} epochs, best "
+                f"{record['best_epoch']}, seed {settings['seed']}, on {record.get('device')}",
             ]
         )
     _print_table(["", ""], rows, header=False)

@@ -24,8 +24,6 @@ def headers_of(
 ) -> tuple[dict[str, Header], list[str]]:
     """The JSON of task files by name, and a line for each that cannot be read.
 
-    The history of the epochs is left out: it is most of the JSON, and a listing has no use for it.
-
     Args:
         files: all task files of the folder, by the task's name.
         keep: write what was read to the index.
@@ -38,7 +36,7 @@ def headers_of(
         try:
             state = os.stat(path)
             stamp = [state.st_mtime_ns, state.st_size, state.st_ino]
-            header = _known(known.get(name), stamp, path) or _brief(read_header(path))
+            header = _known(known.get(name), stamp, path) or read_header(path)
         except OSError:
             continue  # removed meanwhile
         except KsmError as error:
@@ -51,10 +49,6 @@ def headers_of(
         with suppress(KsmError):
             write_atomically(folder / NAME, json.dumps(entries).encode())
     return found, damaged
-
-
-def _brief(header: Header) -> Header:
-    return {**header, "record": {k: v for k, v in header["record"].items() if k != "history"}}
 
 
 def _known(entry: Any, stamp: list[int], path: Path) -> Header | None:

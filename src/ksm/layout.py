@@ -9,7 +9,9 @@ A unit is, by granularity:
 | `channel`   | all of one output channel      | all of one output       |
 | `element`   | a single weight                | a single weight         |
 
-`i` is the number of input channels that one output sees: 1 in a depthwise convolution.
+`i` is the number of input channels that one output sees: 1 in a depthwise convolution. A kernel
+of a pointwise (1 x 1) convolution is a single weight; there a unit can be the kernels of a few
+neighbouring input channels instead.
 A transposed convolution keeps its weight as (inputs, outputs / groups, *k); it is read as the
 (o, i, *k) of the same connections.
 """
@@ -66,20 +68,25 @@ class Layout:
         return mask.transpose(1, 2).reshape(g * self.weight[1], outputs // g, *kernel)
 
 
-def layout(module: nn.Module, granularity: Granularity) -> Layout:
-    """Layout of a convolution's or Linear's weight; see the table above."""
+def layout(module: nn.Module, granularity: Granularity, pointwise: int = 1) -> Layout:
+    """Layout of a convolution's or Linear's weight; see the table above.
+
+    Args:
+        pointwise: input channels in a unit of a pointwise convolution, where a unit is a kernel.
+    """
     weight = module.weight
     assert isinstance(weight, Tensor)
     shape, turned = tuple(weight.shape), 0
     if isinstance(module, _ConvTransposeNd):
         turned = module.groups
         shape = (shape[1] * turned, shape[0] // turned, *shape[2:])
+    kernel = (1, pointwise if math.prod(shape[2:]) == 1 else 1)
     per_unit = {
-        "kernel": (BLOCK, BLOCK) if isinstance(module, nn.Linear) else (1, 1),
+        "kernel": (BLOCK, BLOCK) if isinstance(module, nn.Linear) else kernel,
         "group": (1, GROUP),
         "channel": (1, shape[1]),
         "element": (1, 1),
     }[granularity]
     outputs, inputs = (math.ceil(shape[axis] / per_unit[axis]) for axis in (0, 1))
-    kernel = shape[2:] if granularity == "element" else (1,) * len(shape[2:])
-    return Layout(shape, (outputs, inputs, *kernel), per_unit, turned)
+    inside = shape[2:] if granularity == "element" else (1,) * len(shape[2:])
+    return Layout(shape, (outputs, inputs, *inside), per_unit, turned)

@@ -142,6 +142,7 @@ def learn(
         **task.record,
         "training": dataclasses.asdict(training),
         "history": run.epochs,
+        "epochs": len(run.epochs),
         "best_epoch": best["epoch"],
         "stopped": stopped,
         "seconds": run.seconds,

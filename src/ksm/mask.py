@@ -9,6 +9,7 @@ Functions take the published settings as their defaults: beta 1200, tau 5e-3, te
 alpha 0.5.
 """
 
+import math
 from typing import Literal, get_args
 
 import torch
@@ -16,6 +17,8 @@ from torch import Tensor
 
 Scaling = Literal["continuous", "detached", "minmax", "released", "none"]
 SCALINGS: tuple[Scaling, ...] = get_args(Scaling)
+Spacing = Literal["linear", "power"]
+SPACINGS: tuple[Spacing, ...] = get_args(Spacing)
 
 
 def logistic(score: Tensor, beta: float = 1200.0, tau: float = 5e-3) -> Tensor:
@@ -93,23 +96,43 @@ def _mapped(score: Tensor, low: Tensor, high: Tensor) -> Tensor:
     return torch.where(span > 0, (score - low) / span, torch.ones_like(score))
 
 
-def quantize(fraction: Tensor, levels: int) -> Tensor:
-    """Nearest of `levels` equally spaced values in [0, 1], as integers 0 ... levels - 1 (uint8)."""
-    return torch.round(fraction.clamp(0, 1) * (levels - 1)).to(torch.uint8)
+def level_values(
+    levels: int, spacing: Spacing = "linear", dtype: torch.dtype = torch.float32
+) -> Tensor:
+    """The values in [0, 1] that a rounded `n(S)` can take, rising; shape (levels,), on the CPU.
+
+    - `linear`: equally spaced from 0 to 1.
+    - `power`: 0 and the powers of two up to 1, which hardware multiplies by with a shift.
+
+    One level is the value 1: off units then all have the factor `alpha`.
+    """
+    if levels == 1:
+        return torch.ones(1, dtype=dtype)
+    if spacing == "linear":
+        return torch.arange(levels, dtype=dtype) / (levels - 1)
+    powers = 2.0 ** torch.arange(2 - levels, 1, dtype=torch.float64)
+    return torch.cat([torch.zeros(1, dtype=torch.float64), powers]).to(dtype)
 
 
-def dequantize(level: Tensor, levels: int, dtype: torch.dtype = torch.float32) -> Tensor:
-    """Inverse of `quantize`: integers 0 ... levels - 1 to fractions in [0, 1].
+def quantize(fraction: Tensor, values: Tensor) -> Tensor:
+    """Index of the nearest of `values` (rising, from `level_values`), uint8; the upper if two are
+    as near."""
+    values = values.to(fraction)
+    between = (values[1:] + values[:-1]) / 2
+    return torch.bucketize(fraction, between, right=True).to(torch.uint8)
+
+
+def dequantize(level: Tensor, values: Tensor) -> Tensor:
+    """Inverse of `quantize`: indices to values.
 
     The values come from one table made on the CPU: devices divide by a constant differently in the
     last bit, and a stored mask must be the trained one on all of them.
     """
-    table = torch.arange(levels, dtype=dtype) / (levels - 1)
-    return table.to(level.device)[level.long()]
+    return values.to(level.device)[level.long()]
 
 
 def off_fraction(
-    score: Tensor, on: Tensor, soft: Tensor, rule: Scaling, levels: int | None = None
+    score: Tensor, on: Tensor, soft: Tensor, rule: Scaling, values: Tensor | None = None
 ) -> Tensor:
     """The `n(S)` of eq. 5, in [0, 1], by one of the rules; meaningful where a unit is off.
 
@@ -119,7 +142,7 @@ def off_fraction(
     - `none`: 0, which leaves the binary mask alone.
 
     Args:
-        levels: round to this many levels (2 ... 256), as a task file stores them; no gradient.
+        values: round to the nearest of these, as a task file stores them; no gradient.
     """
     if rule in ("continuous", "detached"):
         fraction = (2 * (soft if rule == "continuous" else soft.detach())).clamp_max(1)
@@ -129,9 +152,9 @@ def off_fraction(
         fraction = released_minmax(score, on)
     else:
         fraction = torch.zeros_like(score)
-    if levels is None:
+    if values is None:
         return fraction
-    return dequantize(quantize(fraction.detach(), levels), levels, score.dtype)
+    return dequantize(quantize(fraction.detach(), values), values.to(score.dtype))
 
 
 def compose(
@@ -139,6 +162,24 @@ def compose(
 ) -> Tensor:
     """Soft mask `M = M_b + A`, with `A = alpha n(S)` where a unit is off, else 0 (eq. 4 and 5)."""
     return binary_part + torch.where(on, 0.0, alpha * fraction)
+
+
+def coded_bits(on: Tensor, soft: Tensor, levels: int) -> Tensor:
+    """How the coded size of one layer's mask, in bits, depends on its scores.
+
+    A layer of `n` units of which a share `p` is off takes `n (H(p) + p log2 levels)` bits, with
+    `H` the binary entropy. One unit more that is off adds `log2((1 - p) / p) + log2 levels`. This
+    is that price for each unit, times how far it is off, `1 - soft`: its gradient is that of the
+    size; its value is not the size.
+
+    Args:
+        on: bool, any shape, from `is_on`.
+        soft: same shape, floating, from `soft_on`.
+        levels: of the scaling part.
+    """
+    share = (on.numel() - on.sum() + 1) / (on.numel() + 2)
+    price = torch.log2((1 - share) / share) + math.log2(levels)
+    return price.clamp_min(0) * (1 - soft).sum()
 
 
 def soft_mask(
@@ -150,18 +191,18 @@ def soft_mask(
     alpha: float | Tensor = 0.5,
     scaling: Scaling = "minmax",
     noise: Tensor | None = None,
-    levels: int | None = None,
+    values: Tensor | None = None,
 ) -> Tensor:
     """The mask of one layer from its scores: all of the above in order.
 
     Args:
         score: one value for each unit, any shape, floating.
         noise: from `gumbel_noise`, same shape; None for the deterministic mask.
-        levels: see `off_fraction`.
+        values: see `off_fraction`.
 
     Returns:
         Factors of the same shape and dtype, finite for finite scores.
     """
     soft = soft_on(score, beta, tau, temperature, noise)
     on = is_on(score, beta, tau, noise)
-    return compose(binary(on, soft), on, off_fraction(score, on, soft, scaling, levels), alpha)
+    return compose(binary(on, soft), on, off_fraction(score, on, soft, scaling, values), alpha)

@@ -127,7 +127,7 @@ def restore(model: nn.Module, state: dict[str, Tensor]) -> None:
 def task_state(model: nn.Module) -> dict[str, Tensor]:
     """What a task file holds of a task model: owned tensors as they are, masks packed; on CPU.
 
-    Names are `own/QUALIFIED.NAME` and those that the method gives, such as `mask/LAYER/on`.
+    Names are `own/QUALIFIED.NAME` and those that the method gives, such as `mask/units`.
     """
     known = origin(model)
     owned = parameters_of(model, iter(known.owned))
@@ -244,7 +244,7 @@ class Task:
             for parameter, _ in model.get_submodule(head).named_parameters(recurse=False):
                 if f"own/{head}.{parameter}" not in self.tensors:
                     raise KeyError(f"{head}.{parameter} is missing")
-            self.method.fold(model, self.tensors, [task.tensors for task in self.earlier])
+            self.method.fold(model, head, self.tensors, [task.tensors for task in self.earlier])
         except (AttributeError, RuntimeError, LookupError, TypeError, ValueError) as error:
             raise KsmError(
                 f"task {self.name!r} does not fit its backbone ({error}); the file is damaged or "
@@ -252,10 +252,11 @@ class Task:
             ) from error
         return model.requires_grad_(False).eval()
 
-    def sizes(self) -> dict[str, int]:
-        """Bytes of the stored tensors by part: `mask`, `norm` (biases too), `head`, `weights`."""
-        parts = {"mask": 0, "norm": 0, "head": 0, "weights": 0}
-        for key, tensor in self.tensors.items():
+    def parts(self) -> dict[str, dict[str, Tensor]]:
+        """The tensors by part: `mask`, `norm` (biases too), `head` and `weights`; those that the
+        task has."""
+        parts: dict[str, dict[str, Tensor]] = {}
+        for key, tensor in sorted(self.tensors.items()):
             kind, _, name = key.partition("/")
             if kind == "own":
                 kind = "weights" if tensor.dim() > 1 else "norm"
@@ -263,7 +264,7 @@ class Task:
                     kind = "head"
             elif kind == "weights" and not name.endswith("/value"):
                 kind = "mask"
-            parts[kind] += tensor.numel() * tensor.element_size()
+            parts.setdefault(kind, {})[key] = tensor
         return parts
 
 

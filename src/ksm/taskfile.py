@@ -1,9 +1,16 @@
 """A task file: one task, self-describing and checked.
 
-`NAME.safetensors` holds the task's tensors and, in the safetensors metadata under the key `ksm`,
-JSON that says everything else needed to use it. Its `digest` is the SHA-256 of all that the file
-means (the JSON without it, and each tensor), so that an altered file is refused. Files are written
-beside their place and renamed into it: a reader finds the old one or the new.
+`NAME.safetensors` holds a few byte tensors, one a part, and in the safetensors metadata under the
+key `ksm` JSON that says everything else needed to use it. A part is a zstandard frame:
+
+| part | what is in the frame |
+|---|---|
+| `mask`, `norm`, `head`, `weights` | the task's tensors of that part, as safetensors |
+| `history` | the records of the epochs, as JSON |
+
+So the bytes of a part are those that it takes on the disk. The JSON's `digest` is the SHA-256 of
+all that the file means (the JSON without it, and each part), so that an altered file is refused.
+Files are written beside their place and renamed into it: a reader finds the old one or the new.
 """
 
 from __future__ import annotations
@@ -12,23 +19,29 @@ import errno
 import hashlib
 import json
 import os
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
+import numpy as np
+import zstandard
 from safetensors import SafetensorError, safe_open
+from safetensors.numpy import load, save
 
 from ksm.errors import KsmError
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from ksm.task import Task
 
-FORMAT = 1
+FORMAT = 2
 LARGEST = 16
 """How far a task's network may have grown, in sizes of the backbone."""
+UNPACKED = 2**33
+"""Bytes that a part may have when it is unpacked: a damaged frame can claim any number."""
+_LEVEL = {"mask": 19}
+"""How hard zstandard tries: on masks all it can, on floats, where that brings nothing, little."""
 _SHAPE: dict[str, type] = {
     "name": str,
     "classes": list,
@@ -52,35 +65,53 @@ def write(path: Path, task: Task) -> None:
     Raises:
         KsmError: no room, or no permission; a file that was there before is unharmed.
     """
-    from safetensors.torch import save
-
-    meta = _meta(task)
-    meta["digest"] = _digest(meta, task.tensors)
-    content = save(task.tensors, {"ksm": json.dumps(meta, ensure_ascii=False)})
-    write_atomically(path, content)
+    meta, parts = _content(task)
+    write_atomically(path, _file(meta, parts))
 
 
 def digest_of(task: Task) -> str:
     """SHA-256, in hex, of all that a task's file means; of a task from a file, that file's."""
-    return task.digest or _digest(_meta(task), task.tensors)
+    return task.digest or _content(task)[0]["digest"]
 
 
-def _meta(task: Task) -> dict[str, Any]:
+def sizes_of(task: Task) -> dict[str, int]:
+    """Bytes that each part of a task takes in its file, the history aside: `mask`, `norm` (biases
+    too), `head` and `weights`."""
+    return _content(task)[0]["bytes"]
+
+
+def _content(task: Task) -> tuple[dict[str, Any], dict[str, bytes]]:
+    """The JSON of a task's file, with the digest, and the parts."""
+    from safetensors.torch import save as save_tensors
+
+    def packed(part: str, content: bytes) -> bytes:
+        return zstandard.ZstdCompressor(_LEVEL.get(part, 3)).compress(content)
+
+    parts = {part: packed(part, save_tensors(tensors)) for part, tensors in task.parts().items()}
+    record = {key: value for key, value in task.record.items() if key != "history"}
     meta: dict[str, Any] = {
         "format": FORMAT,
         "name": task.name,
         "classes": list(task.classes),
         "method": task.method.settings(),
         "backbone": {**asdict(task.backbone), "fingerprint": task.fingerprint},
-        "bytes": task.sizes(),
-        "record": task.record,
+        "bytes": {part: len(parts.get(part, b"")) for part in ("mask", "norm", "head", "weights")},
+        "record": record,
         "metrics": task.metrics,
     }
     if task.earlier:
         meta["earlier"] = [[one.name, digest_of(one)] for one in task.earlier]
     if task.grown != 1:
         meta["grown"] = task.grown
-    return json.loads(json.dumps(meta))
+    if "history" in task.record:
+        parts["history"] = packed("history", json.dumps(task.record["history"]).encode())
+    meta = json.loads(json.dumps(meta))
+    return {**meta, "digest": _digest(meta, parts)}, parts
+
+
+def _file(meta: Mapping[str, Any], parts: Mapping[str, bytes]) -> bytes:
+    text = json.dumps(meta, ensure_ascii=False, separators=(",", ":"))
+    return save({k: np.frombuffer(part, np.uint8) for k, part in parts.items()}, {"ksm": text})
 
 
 def write_atomically(path: Path, content: bytes) -> None:
@@ -104,10 +135,10 @@ def write_atomically(path: Path, content: bytes) -> None:
 
 
 def read_header(path: Path) -> dict[str, Any]:
-    """The JSON of a task file.
+    """The JSON of a task file; the record in it is without the history of the epochs.
 
     Raises:
-        KsmError: not a task file, damaged, or of a newer format.
+        KsmError: not a task file, damaged, or of another format.
     """
     try:
         with safe_open(path, framework="numpy") as file:
@@ -125,13 +156,18 @@ def check_header(meta: Any, path: Path) -> None:
     """Tell whether the JSON of a task file has what is always there.
 
     Raises:
-        KsmError: it has not, or is of a newer format; the line names `path`.
+        KsmError: it has not, or is of another format; the line names `path`.
     """
     found = _at(meta, "format")
     if not isinstance(found, int):
         raise KsmError(f"{path} is damaged or no task file: it does not say its format")
     if found > FORMAT:
         raise KsmError(f"{path} has format {found}, this ksm reads up to {FORMAT}: update ksm")
+    if found < FORMAT:
+        raise KsmError(
+            f"{path} has format {found}, which was given up before ksm's first release; this ksm "
+            f"reads format {FORMAT}: learn the task again"
+        )
     for key, kind in _SHAPE.items():
         if not isinstance(_at(meta, key), kind):
             raise KsmError(f"{path} is damaged: expected a {kind.__name__} as its {key!r}")
@@ -161,21 +197,45 @@ def read(path: Path) -> Task:
 
 def read_link(path: Path) -> tuple[Task, list[tuple[str, str]]]:
     """A task without those that it builds on, and the names and digests of these."""
-    from safetensors.torch import load_file
+    meta = read_header(path)
+    try:
+        parts = {name: part.tobytes() for name, part in load(path.read_bytes()).items()}
+    except (SafetensorError, ValueError, KeyError, OSError) as error:
+        raise KsmError(f"{path} is damaged: {error}") from error
+    check_digest(meta, parts, path)
+    return decoded(meta, parts, path)
+
+
+def check_digest(meta: Mapping[str, Any], parts: Mapping[str, bytes], path: Path) -> None:
+    """Tell whether a file's content is what it was when it was written.
+
+    Raises:
+        KsmError: it is not; the line names `path`.
+    """
+    plain = {key: value for key, value in meta.items() if key != "digest"}
+    if meta.get("digest") != _digest(plain, parts):
+        raise KsmError(f"{path} is damaged or was altered: its content does not fit its digest")
+
+
+def decoded(
+    meta: Mapping[str, Any], parts: Mapping[str, bytes], path: Path
+) -> tuple[Task, list[tuple[str, str]]]:
+    """What `read_link` gives, from the JSON and the parts of a file."""
+    from safetensors.torch import load as load_tensors
 
     from ksm.backbones.describe import Description
     from ksm.data.preprocess import Preprocess
     from ksm.methods import make
     from ksm.task import Task
 
-    meta = read_header(path)
     try:
-        tensors = load_file(path)
-    except (SafetensorError, ValueError, KeyError, OSError) as error:
+        plain = {name: _unpacked(frame) for name, frame in parts.items()}
+        record: dict[str, Any] = dict(meta["record"])
+        if "history" in plain:
+            record["history"] = json.loads(plain.pop("history"))
+        tensors = {name: one for part in plain.values() for name, one in load_tensors(part).items()}
+    except (zstandard.ZstdError, SafetensorError, ValueError, KeyError, RecursionError) as error:
         raise KsmError(f"{path} is damaged: {error}") from error
-    digest = meta.pop("digest", None)
-    if digest != _digest(meta, tensors):
-        raise KsmError(f"{path} is damaged or was altered: its content does not fit its digest")
     backbone = meta["backbone"]
     try:
         prepare: dict[str, Any] = backbone["preprocess"]
@@ -189,8 +249,8 @@ def read_link(path: Path) -> tuple[Task, list[tuple[str, str]]]:
             fingerprint=backbone["fingerprint"],
             tensors=tensors,
             grown=float(meta.get("grown", 1.0)),
-            digest=digest,
-            record=meta["record"],
+            digest=meta["digest"],
+            record=record,
             metrics=meta["metrics"],
         )
         return task, links
@@ -211,14 +271,18 @@ def _at(meta: Any, key: str) -> Any:
     return meta
 
 
-def _digest(meta: dict[str, Any], tensors: dict[str, Tensor]) -> str:
-    import torch
+def _unpacked(frame: bytes) -> bytes:
+    claimed = zstandard.frame_content_size(frame)
+    if not 0 <= claimed <= UNPACKED:
+        raise ValueError(f"a part claims {claimed} bytes")
+    return zstandard.ZstdDecompressor().decompress(frame)
 
+
+def _digest(meta: Mapping[str, Any], parts: Mapping[str, bytes]) -> str:
     digest = hashlib.sha256(json.dumps(meta, sort_keys=True).encode())
-    for name in sorted(tensors):
-        tensor = tensors[name].contiguous()
-        digest.update(f"\n{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    for name in sorted(parts):
+        digest.update(f"\n{name} {len(parts[name])}\n".encode())
+        digest.update(parts[name])
     return digest.hexdigest()
 
 

@@ -225,7 +225,7 @@ def fit(
                 loss = functional.cross_entropy(
                     outputs.float(), label, weight, label_smoothing=settings.label_smoothing
                 )
-                accelerator.backward(loss)
+                accelerator.backward(loss + phase.penalty() if phase.penalty else loss)
                 for optimizer, schedule in zip(optimizers, schedules, strict=True):
                     optimizer.step()
                     optimizer.zero_grad()

@@ -77,8 +77,8 @@ def bench(
     protocol: Annotated[
         str,
         typer.Argument(
-            help="five-domains, twenty-tasks, ablation, imagenet-to-sketch or cifar100; or rows, "
-            "to list what can be compared."
+            help="five-domains, sizes, twenty-tasks, ablation, imagenet-to-sketch or cifar100; or "
+            "rows, to list what can be compared."
         ),
     ],
     folder: Annotated[
@@ -105,6 +105,7 @@ def bench(
     choice = {"backbone": backbone} if backbone else {}
     named: dict[str, Callable[[], Protocol]] = {
         "five-domains": lambda: protocols.five_domains(**choice),
+        "sizes": lambda: protocols.sizes(**choice),
         "twenty-tasks": lambda: public.twenty_tasks(**choice),
         "ablation": lambda: protocols.ablation(**choice),
         "imagenet-to-sketch": lambda: public.imagenet_to_sketch(folder or Path(), **choice),
@@ -115,19 +116,21 @@ def bench(
     if protocol not in named:
         raise KsmError(f"no protocol {protocol!r}: expected one of {', '.join(named)}")
     chosen = named[protocol]()
-    known = {"ablation": protocols.ABLATION, "cifar100": public.CIFAR100_ROWS}.get(
-        protocol, protocols.ROWS
-    )
+    tables = {
+        "ablation": (protocols.ABLATION, protocols.ABOUT_ABLATION),
+        "sizes": (protocols.SIZES, protocols.ABOUT_SIZES),
+        "cifar100": (public.CIFAR100_ROWS, ""),
+    }
+    known, about = tables.get(protocol, (protocols.ROWS, ""))
     rows = protocols.rows_named(methods.split(",") if methods else list(known), known)
     split = "val" if protocol == "ablation" else "test"
-    about = protocols.ABOUT_ABLATION if protocol == "ablation" else ""
     _go(chosen, rows, seeds, out or _default(chosen), processes, render, split, about)
 
 
 def _print_rows() -> None:
-    from ksm.compare.protocol import ABLATION, ROWS
+    from ksm.compare.protocol import ABLATION, ROWS, SIZES
 
-    for row in ROWS.values():
+    for row in (ROWS | SIZES).values():
         settings = ", ".join(f"{k} {v}" for k, v in row.settings.items())
         recipe = " released" if row.recipe == "released" else ""
         print(f"{row.name:22}{row.method}{recipe}{f' ({settings})' if settings else ''}")

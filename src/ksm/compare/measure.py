@@ -71,7 +71,11 @@ def measure(chain: Chain, place: int) -> Cell:
         "accuracies": accuracies,
         "goal": goal,
         "images": record["images"],
-        "bytes": {**task.sizes(), "file": file.stat().st_size, "full_copy": record["full_copy"]},
+        "bytes": {
+            **bank.header(task.name)["bytes"],
+            "file": file.stat().st_size,
+            "full_copy": record["full_copy"],
+        },
         "mask": record.get("mask"),
         "grown": task.grown,
         "parameters": record["parameters"],

@@ -154,6 +154,11 @@ def five_domains(backbone: str = "resnet50_1by2") -> Protocol:
     return Protocol("five-domains", FIVE_DOMAINS, backbone, limit=limit)
 
 
+def sizes(backbone: str = "resnet50_1by2") -> Protocol:
+    """The five domains, for the size of task files."""
+    return dataclasses.replace(five_domains(backbone), name="sizes")
+
+
 def ablation(backbone: str = "resnet50_1by2") -> Protocol:
     """Two of the five domains, to choose settings on their validation splits."""
     return dataclasses.replace(five_domains(backbone), name="ablation", domains=FIVE_DOMAINS[3:])
@@ -236,6 +241,27 @@ ABLATION = {
 }
 """One thing of ksm changed at a time; min-max with the published alpha. And learning rates of its
 rivals. All start from settings said here: the methods' defaults were chosen by this."""
+
+SIZES = {
+    row.name: row
+    for row in (
+        *(ROWS[name] for name in ("bn", "piggyback+bn", "piggyback")),
+        Row("ksm-unpacked", "ksm", settings={"levels": 255}),
+        Row("ksm", "ksm"),
+        Row("ksm-small", "ksm", settings={"pointwise": 4}),
+        Row("ksm-rate", "ksm", settings={"rate": 5.0, "levels": 2}),
+        Row("ksm-smaller", "ksm", settings={"pointwise": 8}),
+        Row("ksm-smaller-rate", "ksm", settings={"pointwise": 4, "rate": 5.0, "levels": 2}),
+        Row("ksm-smallest", "ksm", settings={"pointwise": 8, "rate": 10.0, "levels": 2}),
+    )
+}
+"""From nearly unpacked masks (8 bits for the factor of an off unit) to the smallest."""
+
+ABOUT_SIZES = (
+    "The five domains again, for the size of task files: how few bytes a mask needs, and what that "
+    "costs. `ksm-unpacked` has 255 levels and no penalty: what packing is measured against. All "
+    "masks, Piggyback's too, are entropy-coded."
+)
 
 ABOUT_ABLATION = (
     "One setting changed at a time, to choose defaults on validation. The rows `ksm`, `piggyback` "

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -13,8 +13,9 @@ from torch.nn.utils import parametrize
 
 from ksm.clone import own_norms
 from ksm.errors import KsmError
-from ksm.layout import Granularity, can_mask, layout
+from ksm.layout import Granularity, Layout, can_mask, layout
 from ksm.methods._method import Method, Tensors, matches, others, trunk
+from ksm.pack import look_up, pack, unpack
 
 Norms = Literal["task", "frozen"]
 
@@ -39,12 +40,21 @@ class Masked(Method):
         super().__post_init__()
         check_norms(self.norms)
 
+    def cut(self, layer: nn.Module) -> Layout:
+        """How a layer's weight is cut into units."""
+        return layout(layer, self.granularity)
+
     def mask_of(self, layer: nn.Module) -> LayerMask:
         """The mask of one layer, to be trained."""
         raise NotImplementedError
 
-    def factors(self, packed: dict[str, Tensor], units: tuple[int, ...]) -> Tensor:
-        """What multiplies the units, of shape `units`, from what `LayerMask.packed` gave."""
+    def factor_values(self, tensors: Tensors) -> Tensor:
+        """The factor that each digit of a mask stands for, float32: shape (base,), or
+        (layers, base) where layers have their own; that of 0 is 1.
+
+        Args:
+            tensors: from `pack`.
+        """
         raise NotImplementedError
 
     def attach(self, model: nn.Module, head: str, earlier: Sequence[Tensors] = ()) -> Iterable[str]:
@@ -58,11 +68,13 @@ class Masked(Method):
 
     @torch.no_grad()
     def pack(self, model: nn.Module) -> dict[str, Tensor]:
-        return {
-            f"mask/{name}/{part}": tensor
-            for name, mask in layer_masks(model)
-            for part, tensor in mask.packed().items()
-        }
+        digits = [mask.digits().reshape(-1) for _, mask in layer_masks(model)]
+        base = self.factor_values(extra := self.extra(model)).shape[-1]
+        return {"mask/units": pack(torch.cat(digits), base), **extra}
+
+    def extra(self, model: nn.Module) -> dict[str, Tensor]:
+        """What a task file holds of the masks beside their digits."""
+        return {}
 
     @torch.no_grad()
     def summary(self, model: nn.Module) -> dict[str, Any]:
@@ -76,14 +88,30 @@ class Masked(Method):
         return {"layers": layers, "weights": weights, "units": units, "off": off / units}
 
     @torch.no_grad()
-    def fold(self, model: nn.Module, tensors: Tensors, earlier: Sequence[Tensors] = ()) -> None:
-        for name, packed in by_layer(tensors, "mask").items():
-            module = model.get_submodule(name)
-            cut = layout(module, self.granularity)
-            weight = module.weight
+    def fold(
+        self, model: nn.Module, head: str, tensors: Tensors, earlier: Sequence[Tensors] = ()
+    ) -> None:
+        layers = targets(model, trunk(model, self.mask_from) | {head}, self).values()
+        cuts = [self.cut(layer) for layer in layers]
+        factors = self.factors(tensors, [math.prod(cut.units) for cut in cuts])
+        for layer, cut, factor in zip(layers, cuts, factors, strict=True):
+            weight = layer.weight
             assert isinstance(weight, Tensor)
-            factors = self.factors(packed, cut.units).to(weight)
-            module.weight = nn.Parameter(weight * cut.spread(factors), requires_grad=False)
+            mask = cut.spread(factor.reshape(cut.units).to(weight))
+            layer.weight = nn.Parameter(weight * mask, requires_grad=False)
+
+    def factors(self, tensors: Tensors, units: Sequence[int]) -> Sequence[Tensor]:
+        """What multiplies the units of each layer, float32, one dimension.
+
+        Args:
+            tensors: from `pack`.
+            units: how many each layer has, in the order of `targets`.
+        """
+        values = self.factor_values(tensors)
+        if values.dim() == 1:
+            return look_up(tensors["mask/units"], values, sum(units)).split(list(units))
+        digits = unpack(tensors["mask/units"], values.shape[1], sum(units)).split(list(units))
+        return [own[each.long()] for own, each in zip(values, digits, strict=True)]
 
 
 @dataclass(frozen=True)
@@ -115,9 +143,9 @@ class Scored(Masked):
 class LayerMask(nn.Module):
     """Parametrization of one layer's weight: `W_t = M * W`, with `M` of shape `layout.units`."""
 
-    def __init__(self, layer: nn.Module, granularity: Granularity) -> None:
+    def __init__(self, layer: nn.Module, method: Masked) -> None:
         super().__init__()
-        self.layout = layout(layer, granularity)
+        self.layout = method.cut(layer)
 
     def mask(self) -> Tensor:
         """Factors of the units, of shape `layout.units`."""
@@ -127,8 +155,8 @@ class LayerMask(nn.Module):
         """Which units do not pass unchanged, bool."""
         raise NotImplementedError
 
-    def packed(self) -> dict[str, Tensor]:
-        """The mask as byte tensors, by part."""
+    def digits(self) -> Tensor:
+        """The mask as digits of `Masked.factor_values`, uint8, of shape `layout.units`."""
         raise NotImplementedError
 
     def forward(self, weight: Tensor) -> Tensor:
@@ -138,11 +166,12 @@ class LayerMask(nn.Module):
 class ScoreMask(LayerMask):
     """A mask that is made from scores: float32, of shape `layout.units`."""
 
-    def __init__(self, layer: nn.Module, granularity: Granularity, start: float) -> None:
-        super().__init__(layer, granularity)
+    def __init__(self, layer: nn.Module, method: Scored) -> None:
+        super().__init__(layer, method)
         weight = layer.weight
         assert isinstance(weight, Tensor)
-        self.score = nn.Parameter(torch.full(self.layout.units, start, device=weight.device))
+        scores = torch.full(self.layout.units, method.start, device=weight.device)
+        self.score = nn.Parameter(scores)
 
 
 def targets(model: nn.Module, outside: frozenset[str], method: Method) -> dict[str, nn.Module]:
@@ -185,16 +214,6 @@ def parts_of(model: nn.Module, kind: type[nn.Module]) -> Iterator[tuple[str, Any
 def layer_masks(model: nn.Module) -> Iterator[tuple[str, LayerMask]]:
     """The masks of a task model under training, with the names of their layers."""
     yield from parts_of(model, LayerMask)
-
-
-def by_layer(tensors: Mapping[str, Tensor], kind: str) -> dict[str, dict[str, Tensor]]:
-    """Tensors named `KIND/LAYER/PART`, by layer and part."""
-    found: dict[str, dict[str, Tensor]] = {}
-    for key in sorted(tensors):
-        if key.startswith(f"{kind}/"):
-            layer, _, part = key.removeprefix(f"{kind}/").rpartition("/")
-            found.setdefault(layer, {})[part] = tensors[key]
-    return found
 
 
 def check_norms(norms: str) -> None:

@@ -29,6 +29,7 @@ class Phase:
         keeps: whether an epoch of this phase can be the task. An interrupted run ends with the
             best of such an epoch.
         last: the outcome is that of the last epoch, not of the best one.
+        penalty: added to the loss at each step, a scalar tensor; None for none.
         drops: whether the rates fall where `ksm.Training.drops` says so, or stay.
         start: state that the model is put in first; None: as it stands.
         before_step: called before each step with the share of the phase that is done, from 0 at the
@@ -43,6 +44,7 @@ class Phase:
     drops: bool = True
     start: dict[str, Tensor] | None = None
     before_step: Callable[[float], None] | None = None
+    penalty: Callable[[], Tensor] | None = None
 
 
 @dataclass(frozen=True)
@@ -151,7 +153,9 @@ class Method:
         """What must be stored beside the owned tensors, by name."""
         return {}
 
-    def fold(self, model: nn.Module, tensors: Tensors, earlier: Sequence[Tensors] = ()) -> None:
+    def fold(
+        self, model: nn.Module, head: str, tensors: Tensors, earlier: Sequence[Tensors] = ()
+    ) -> None:
         """Write what `pack` gave into `model`, a frozen clone, as plain weights."""
 
     def summary(self, model: nn.Module) -> dict[str, Any]:

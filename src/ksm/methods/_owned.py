@@ -19,9 +19,9 @@ from torch.nn.utils import parametrize
 
 from ksm.backbones.widen import original_shape
 from ksm.errors import KsmError
-from ksm.methods._masked import by_layer, parts_of
+from ksm.methods._masked import parts_of
 from ksm.methods._method import Method, Tensors
-from ksm.pack import pack_bits, unpack_bits
+from ksm.pack import pack, unpack
 
 
 @dataclass(frozen=True)
@@ -78,9 +78,11 @@ class Owning(Method):
         }
 
     @torch.no_grad()
-    def fold(self, model: nn.Module, tensors: Tensors, earlier: Sequence[Tensors] = ()) -> None:
-        before = [by_layer(each, "weights") for each in earlier]
-        for name, parts in by_layer(tensors, "weights").items():
+    def fold(
+        self, model: nn.Module, head: str, tensors: Tensors, earlier: Sequence[Tensors] = ()
+    ) -> None:
+        before = [_by_layer(each, "weights") for each in earlier]
+        for name, parts in _by_layer(tensors, "weights").items():
             module = model.get_submodule(name)
             weight = module.weight
             assert isinstance(weight, Tensor)
@@ -90,7 +92,7 @@ class Owning(Method):
             fixed, taken = _owned_by(weight.detach(), chain)
             if "pick" in parts:
                 pick = torch.zeros_like(taken)
-                bits = unpack_bits(parts["pick"], 1, int(taken.sum())).bool()
+                bits = unpack(parts["pick"], 2, int(taken.sum())).bool()
                 pick[taken] = bits.to(taken.device)
                 fixed = fixed * pick
             _add(fixed, taken, parts)
@@ -180,14 +182,14 @@ class OwnedWeight(nn.Module):
     def packed(self) -> dict[str, Tensor]:
         """What a task file holds of the layer."""
         found = {
-            "keep": pack_bits(self.keep[~self.taken], 1),
+            "keep": pack(self.keep[~self.taken], 2),
             "value": self.value.detach()[self.keep].to(self.fixed.dtype),
         }
         found["shape"] = torch.tensor(self.taken.shape)
         if self.first:
-            found["base"] = pack_bits(self.taken, 1)
+            found["base"] = pack(self.taken, 2)
         if (pick := self.pick()) is not None:
-            found["pick"] = pack_bits(pick[self.taken], 1)
+            found["pick"] = pack(pick[self.taken], 2)
         return found
 
 
@@ -230,7 +232,7 @@ def own_weights(
         inside = torch.zeros_like(weight, dtype=torch.bool)
         inside[_leading(original_shape(model, f"{name}.weight", weight))] = True
         try:
-            fixed, taken = _owned_by(weight, [by_layer(t, "weights").get(name) for t in earlier])
+            fixed, taken = _owned_by(weight, [_by_layer(t, "weights").get(name) for t in earlier])
         except KeyError:
             raise KsmError(
                 f"an earlier task left the layer {name} out: give the same target_modules and "
@@ -256,6 +258,16 @@ def owned_weights(model: nn.Module) -> Iterator[tuple[str, OwnedWeight]]:
     yield from parts_of(model, OwnedWeight)
 
 
+def _by_layer(tensors: Mapping[str, Tensor], kind: str) -> dict[str, dict[str, Tensor]]:
+    """Tensors named `KIND/LAYER/PART`, by layer and part."""
+    found: dict[str, dict[str, Tensor]] = {}
+    for key in sorted(tensors):
+        if key.startswith(f"{kind}/"):
+            layer, _, part = key.removeprefix(f"{kind}/").rpartition("/")
+            found.setdefault(layer, {})[part] = tensors[key]
+    return found
+
+
 def _owned_by(
     weight: Tensor, chain: Sequence[Mapping[str, Tensor] | None]
 ) -> tuple[Tensor, Tensor]:
@@ -267,7 +279,7 @@ def _owned_by(
             raise KeyError("an earlier task has other layers")
         if "base" in parts:
             part = taken[_block(parts["shape"], taken)]
-            base = unpack_bits(parts["base"], 1, part.numel()).bool()
+            base = unpack(parts["base"], 2, part.numel()).bool()
             part.copy_(base.reshape(part.shape))
             fixed = weight * taken
         if "keep" in parts:
@@ -280,7 +292,7 @@ def _add(fixed: Tensor, taken: Tensor, parts: Mapping[str, Tensor]) -> None:
     block = _block(parts["shape"], taken)
     free = ~taken[block]
     keep = torch.zeros_like(free)
-    keep[free] = unpack_bits(parts["keep"], 1, int(free.sum())).bool().to(keep.device)
+    keep[free] = unpack(parts["keep"], 2, int(free.sum())).bool().to(keep.device)
     if parts["value"].numel() != (kept := int(keep.sum())):
         raise ValueError(f"{parts['value'].numel()} values for {kept} weights")
     fixed[block] = fixed[block].masked_scatter(keep, parts["value"].to(fixed))

@@ -34,8 +34,9 @@ class CPG(Owning):
     Args:
         score_lr, start, tau: of the pick mask, as in Piggyback.
         goal: validation accuracy to meet, in [0, 1], such as a network of the task's own reaches.
-            Where the largest network allowed misses it, or it is 0, the goal of compacting is what
-            picking reached.
+        tolerance: where the largest network allowed misses the goal, or there is none (0), the
+            accuracy after compacting may be so much below what picking reached. At 0 the noise of
+            a validation split decides whether anything is compacted.
         compact_lr: share of the learning rates that compacting and retraining have. At full rates
             Adam undoes more in a short stage than it mends.
         max_size: how far the network may grow, in its own size; it does so by 0.5 each time.
@@ -56,6 +57,7 @@ class CPG(Owning):
     start: float = 1e-2
     tau: float = 5e-3
     goal: float = 0.0
+    tolerance: float = 0.02
     compact_lr: float = 0.1
     max_size: float = 1.0
 
@@ -66,6 +68,8 @@ class CPG(Owning):
                 raise KsmError(f"{key} {getattr(self, key)}: expected a finite number")
         if not 0 <= self.goal <= 1:
             raise KsmError(f"goal {self.goal}: expected an accuracy from 0 to 1")
+        if not 0 <= self.tolerance <= 1:
+            raise KsmError(f"tolerance {self.tolerance}: expected a share of accuracy from 0 to 1")
         if not 1 <= self.max_size <= 16:
             raise KsmError(f"max_size {self.max_size}: expected 1 to 16")
 
@@ -100,7 +104,8 @@ class CPG(Owning):
         kept = yield Phase("pick", pick, self.groups(model, head), keeps=False)
         if kept.accuracy < self.goal:
             self._grow(model)
-        goal = min(self.goal or 1.0, kept.accuracy)
+        met = 0 < self.goal <= kept.accuracy
+        goal = self.goal if met else kept.accuracy - self.tolerance
         weights = [layer for _, layer in owned_weights(model)]
         slower = [
             {**group, "lr": self.compact_lr * group["lr"]} for group in self.groups(model, head)

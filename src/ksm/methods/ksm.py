@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -12,10 +12,9 @@ from torch import Tensor, nn
 
 from ksm import mask
 from ksm.errors import KsmError
-from ksm.layout import GRANULARITIES, Granularity
+from ksm.layout import GRANULARITIES, Granularity, Layout, layout
 from ksm.methods._masked import LayerMask, Scored, ScoreMask, parts_of
-from ksm.methods._method import Course, Phase
-from ksm.pack import pack_mask, unpack_mask
+from ksm.methods._method import Course, Phase, Tensors
 
 
 @dataclass(frozen=True)
@@ -30,7 +29,12 @@ class KSM(Scored):
         learn_alpha: `alpha` is the start of a value a layer that is trained with `lr`.
         noise: add Gumbel noise to the scores while training.
         levels: values that the mask of an off unit can take in evaluation and in the task file,
-            2 ... 256; in training it is not rounded.
+            1 ... 255; in training it is not rounded before `round_from`.
+        spacing: of the levels; see `ksm.mask.level_values`.
+        round_from: share of the training after which training rounds too; 1: never.
+        pointwise: input channels that share a score in a pointwise (1 x 1) convolution.
+        rate: weight, in the loss, of the mask's size in bits a masked weight; see
+            `ksm.mask.coded_bits`. 0: small masks are not sought.
         score_lr, start, norms, target_modules: see `Scored`.
     """
 
@@ -50,13 +54,18 @@ class KSM(Scored):
     learn_alpha: bool = False
     scaling: mask.Scaling = "minmax"
     noise: bool = False
-    levels: int = 16
+    levels: int = 4
+    spacing: mask.Spacing = "linear"
+    round_from: float = 1.0
+    pointwise: int = 1
+    rate: float = 0.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
         for value, allowed, what in [
             (self.granularity, GRANULARITIES, "granularity"),
             (self.scaling, mask.SCALINGS, "scaling"),
+            (self.spacing, mask.SPACINGS, "spacing"),
         ]:
             if value not in allowed:
                 raise KsmError(f"{what} {value!r}: expected one of {', '.join(allowed)}")
@@ -69,58 +78,90 @@ class KSM(Scored):
             raise KsmError(f"tau {self.tau}: expected a finite number")
         if not 0 <= self.alpha <= 1:
             raise KsmError(f"alpha {self.alpha}: expected a value from 0 to 1")
-        if not 2 <= self.levels <= 256:
-            raise KsmError(f"levels {self.levels}: expected a whole number from 2 to 256")
+        for name, least, most in [("levels", 1, 255), ("pointwise", 1, 1024)]:
+            value = getattr(self, name)
+            if not isinstance(value, int) or not least <= value <= most:
+                raise KsmError(f"{name} {value}: expected a whole number from {least} to {most}")
+        if not 0 <= self.round_from <= 1:
+            raise KsmError(f"round_from {self.round_from}: expected a share from 0 to 1")
+        if not 0 <= self.rate < math.inf:
+            raise KsmError(f"rate {self.rate}: expected a number of at least 0")
 
     @property
-    def stored_levels(self) -> int:
-        """Levels that a file must tell apart: only one where there is no scaling part."""
-        return 1 if self.scaling == "none" else self.levels
+    def level_values(self) -> Tensor:
+        """The `n(S)` that a file tells apart: 0 alone where there is no scaling part."""
+        if self.scaling == "none":
+            return torch.zeros(1)
+        return mask.level_values(self.levels, self.spacing)
+
+    def cut(self, layer: nn.Module) -> Layout:
+        return layout(layer, self.granularity, self.pointwise)
 
     def phases(self, model: nn.Module, head: str, epochs: int) -> Course:
-        before_step = self._annealing(model) if self.temperature_end else None
-        groups = self.groups(model, head)
-        return (yield Phase("train", epochs, groups, before_step=before_step))
-
-    def _annealing(self, model: nn.Module) -> Callable[[float], None]:
         masks = [mask for _, mask in parts_of(model, SoftMask)]
-        ratio = self.temperature_end / self.temperature
+        weights = sum(math.prod(each.layout.weight) for each in masks)
 
-        def anneal(share: float) -> None:
-            for one in masks:
-                one.temperature.fill_(self.temperature * ratio**share)
+        def before_step(share: float) -> None:
+            for each in masks:
+                each.at(share)
 
-        return anneal
+        def size() -> Tensor:
+            return self.rate / weights * torch.stack([each.bits() for each in masks]).sum()
+
+        phase = Phase(
+            "train",
+            epochs,
+            self.groups(model, head),
+            before_step=before_step,
+            penalty=size if self.rate else None,
+        )
+        return (yield phase)
 
     def mask_of(self, layer: nn.Module) -> LayerMask:
         return SoftMask(layer, self)
 
-    def factors(self, packed: dict[str, Tensor], units: tuple[int, ...]) -> Tensor:
-        on, level = unpack_mask(packed, units, self.stored_levels)
-        fraction = mask.dequantize(level, self.levels)
-        return mask.compose(on.float(), on, fraction, packed.get("alpha", self.alpha))
+    def factor_values(self, tensors: Tensors) -> Tensor:
+        alpha = tensors.get("mask/alpha", torch.tensor(self.alpha)).cpu()
+        off = alpha.unsqueeze(-1) * self.level_values
+        return torch.cat([torch.ones(*off.shape[:-1], 1), off], dim=-1)
+
+    def extra(self, model: nn.Module) -> dict[str, Tensor]:
+        if not self.learn_alpha:
+            return {}
+        alphas = [each.alpha.detach() for _, each in parts_of(model, SoftMask)]
+        return {"mask/alpha": torch.stack(alphas)}
 
 
 class SoftMask(ScoreMask):
     """The mask of one layer, with its scores as the parameter.
 
-    Scores have the shape `layout(layer, granularity).units` and dtype float32. In training mode
-    the mask is exact; in evaluation mode the off units have the levels that a task file stores.
+    Scores have the shape `KSM.cut(layer).units` and dtype float32. In training mode the mask is
+    exact before `round_from`; in evaluation mode the off units have the levels that a task file
+    stores.
     """
 
     temperature: Tensor
 
     def __init__(self, layer: nn.Module, method: KSM) -> None:
-        super().__init__(layer, method.granularity, method.start)
+        super().__init__(layer, method)
         self.method = method
+        self.rounds = method.round_from == 0
         where = self.score.device
         self.register_buffer("temperature", torch.tensor(method.temperature, device=where))
         alpha = torch.tensor(method.alpha, device=where)
         self.alpha = nn.Parameter(alpha) if method.learn_alpha else method.alpha
 
+    def at(self, share: float) -> None:
+        """Be as the method wants it when `share` of the training is done."""
+        m = self.method
+        self.rounds = share >= m.round_from < 1
+        if m.temperature_end:
+            self.temperature.fill_(m.temperature * (m.temperature_end / m.temperature) ** share)
+
     def mask(self) -> Tensor:
         m = self.method
         noise = mask.gumbel_noise(self.score) if m.noise and self.training else None
+        rounds = self.rounds or not self.training
         return mask.soft_mask(
             self.score,
             beta=m.beta,
@@ -129,16 +170,21 @@ class SoftMask(ScoreMask):
             alpha=self.alpha,
             scaling=m.scaling,
             noise=noise,
-            levels=None if self.training else m.levels,
+            values=m.level_values if rounds else None,
         )
+
+    def soft(self) -> Tensor:
+        return mask.soft_on(self.score, self.method.beta, self.method.tau, self.temperature)
+
+    def bits(self) -> Tensor:
+        """See `ksm.mask.coded_bits`."""
+        return mask.coded_bits(~self.off(), self.soft(), len(self.method.level_values))
 
     def off(self) -> Tensor:
         return ~mask.is_on(self.score, self.method.beta, self.method.tau)
 
-    def packed(self) -> dict[str, Tensor]:
-        m = self.method
-        on = ~self.off()
-        soft = mask.soft_on(self.score, m.beta, m.tau, self.temperature)
-        level = mask.quantize(mask.off_fraction(self.score, on, soft, m.scaling), m.levels)
-        packed = pack_mask(on, level, m.stored_levels)
-        return {**packed, "alpha": self.alpha} if isinstance(self.alpha, Tensor) else packed
+    def digits(self) -> Tensor:
+        off = self.off()
+        fraction = mask.off_fraction(self.score, ~off, self.soft(), self.method.scaling)
+        level = mask.quantize(fraction.detach(), self.method.level_values)
+        return torch.where(off, level + 1, 0).to(torch.uint8)

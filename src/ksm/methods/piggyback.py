@@ -7,12 +7,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
+import torch
 from torch import Tensor, nn
 
 from ksm.errors import KsmError
 from ksm.layout import Granularity
 from ksm.methods._masked import LayerMask, Scored, ScoreMask
-from ksm.pack import pack_bits, unpack_bits
+from ksm.methods._method import Tensors
 
 Values = Literal["binary", "ternary"]
 
@@ -51,20 +52,15 @@ class Piggyback(Scored):
     def mask_of(self, layer: nn.Module) -> LayerMask:
         return ElementMask(layer, self)
 
-    def factors(self, packed: dict[str, Tensor], units: tuple[int, ...]) -> Tensor:
-        count = math.prod(units)
-        on = unpack_bits(packed["on"], 1, count).float()
-        if self.values == "ternary":
-            used = int(on.sum())
-            on[on.bool()] -= 2 * unpack_bits(packed["negative"], 1, used).float()
-        return on.reshape(units)
+    def factor_values(self, tensors: Tensors) -> Tensor:
+        return torch.tensor([1.0, 0.0] if self.values == "binary" else [1.0, 0.0, -1.0])
 
 
 class ElementMask(ScoreMask):
     """The mask of one layer; scores have the shape of the layout's units and dtype float32."""
 
     def __init__(self, layer: nn.Module, method: Piggyback) -> None:
-        super().__init__(layer, method.granularity, method.start)
+        super().__init__(layer, method)
         self.method = method
 
     def values(self) -> Tensor:
@@ -79,9 +75,5 @@ class ElementMask(ScoreMask):
     def off(self) -> Tensor:
         return self.values() == 0
 
-    def packed(self) -> dict[str, Tensor]:
-        values = self.values()
-        packed = {"on": pack_bits(values != 0, 1)}
-        if self.method.values == "ternary":
-            packed["negative"] = pack_bits(values[values != 0] < 0, 1)
-        return packed
+    def digits(self) -> Tensor:
+        return (1 - self.values()).to(torch.uint8)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ksm.errors import KsmError
 from ksm.layout import GRANULARITIES, Granularity
 from ksm.methods._masked import LayerMask, Masked
-from ksm.pack import pack_bits, unpack_bits
+from ksm.methods._method import Tensors
 
 
 @dataclass(frozen=True)
@@ -42,8 +42,8 @@ class RandomMask(Masked):
     def mask_of(self, layer: nn.Module) -> LayerMask:
         return FixedMask(layer, self)
 
-    def factors(self, packed: dict[str, Tensor], units: tuple[int, ...]) -> Tensor:
-        return unpack_bits(packed["on"], 1, math.prod(units)).float().reshape(units)
+    def factor_values(self, tensors: Tensors) -> Tensor:
+        return torch.tensor([1.0, 0.0])
 
 
 class FixedMask(LayerMask):
@@ -52,7 +52,7 @@ class FixedMask(LayerMask):
     on: Tensor
 
     def __init__(self, layer: nn.Module, method: RandomMask) -> None:
-        super().__init__(layer, method.granularity)
+        super().__init__(layer, method)
         weight = layer.weight
         assert isinstance(weight, Tensor)
         count = math.prod(self.layout.units)
@@ -66,5 +66,5 @@ class FixedMask(LayerMask):
     def off(self) -> Tensor:
         return ~self.on
 
-    def packed(self) -> dict[str, Tensor]:
-        return {"on": pack_bits(self.on, 1)}
+    def digits(self) -> Tensor:
+        return (~self.on).to(torch.uint8)
