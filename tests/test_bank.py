@@ -2,6 +2,7 @@
 
 import dataclasses
 import errno
+import json
 import os
 import random
 import resource
@@ -17,7 +18,7 @@ from safetensors.torch import save as safetensors_bytes
 from conftest import PREPROCESS, tiny
 from ksm import Bank, KsmError, Task, add_task
 from ksm.methods import METHODS, make
-from ksm.taskfile import FORMAT, _digest, _file, read, read_header, sizes_of, write
+from ksm.taskfile import FORMAT, Packed, _signed, content_of, pack, read, read_header, write
 
 CLASSES = ("grüne Äpfel", "猫", "red")
 
@@ -98,7 +99,8 @@ def test_the_header_is_the_json_alone(bank):
     header = bank.header("colours")
     assert header["classes"] == list(CLASSES) and header["format"] == FORMAT
     parts = parts_of(path)
-    assert header["bytes"] == sizes_of(made()) == {k: len(parts.get(k, b"")) for k in PARTS}
+    assert header["bytes"] == {k: len(parts.get(k, b"")) for k in PARTS}
+    assert pack(made()).parts == parts and pack(made()).header() == header
     assert set(parts) == {"mask", "norm", "head"}
 
 
@@ -394,7 +396,9 @@ def forge(path, change, parts=None, sign=True):
     meta = read_header(path)
     digest = meta.pop("digest")
     meta = change(meta) or meta
-    path.write_bytes(_file({**meta, "digest": _digest(meta, parts) if sign else digest}, parts))
+    meta = meta if sign else {**meta, "digest": digest}
+    packed = _signed(meta, parts) if sign else Packed(json.dumps(meta), parts)
+    path.write_bytes(content_of(packed))
 
 
 def test_a_forged_file_is_read_if_its_content_is_right(bank):

@@ -12,7 +12,7 @@ from ksm import Bank, KsmError, Task
 from ksm.backbones import fingerprint
 from ksm.methods import CPG, KSM, Grow, PackNet
 from ksm.methods._owned import owned_weights
-from ksm.taskfile import _digest, _file, read, read_header
+from ksm.taskfile import _signed, content_of, read, read_header
 
 X = torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
 
@@ -176,7 +176,7 @@ def rewritten(path, **changes):
     parts = {name: part.tobytes() for name, part in load_file(path).items()}
     meta = read_header(path) | changes
     meta.pop("digest")
-    path.write_bytes(_file({**meta, "digest": _digest(meta, parts)}, parts))
+    path.write_bytes(content_of(_signed(meta, parts)))
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,7 @@ import json
 import os
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -59,29 +59,40 @@ _SHAPE: dict[str, type] = {
 """What is always there; the rest of `record` and `metrics` is its author's affair."""
 
 
-def write(path: Path, task: Task) -> None:
-    """Write one task file, atomically.
+@dataclass(frozen=True)
+class Packed:
+    """A task as its file holds it.
 
-    Raises:
-        KsmError: no room, or no permission; a file that was there before is unharmed.
+    Args:
+        text: the JSON.
+        parts: a zstandard frame for each part, see above.
     """
-    meta, parts = _content(task)
-    write_atomically(path, _file(meta, parts))
+
+    text: str
+    parts: dict[str, bytes]
+
+    def header(self) -> dict[str, Any]:
+        """The JSON, parsed."""
+        return json.loads(self.text)
+
+    def unpack(self, part: str) -> bytes:
+        """What is in the frame of a part; for tensors, safetensors.
+
+        Raises:
+            ValueError: the frame is damaged.
+        """
+        frame = self.parts[part]
+        try:
+            claimed = zstandard.frame_content_size(frame)
+            if not 0 <= claimed <= UNPACKED:
+                raise ValueError(f"its part {part} claims {claimed} bytes")
+            return zstandard.ZstdDecompressor().decompress(frame)
+        except zstandard.ZstdError as error:
+            raise ValueError(f"its part {part} is no zstandard frame: {error}") from error
 
 
-def digest_of(task: Task) -> str:
-    """SHA-256, in hex, of all that a task's file means; of a task from a file, that file's."""
-    return task.digest or _content(task)[0]["digest"]
-
-
-def sizes_of(task: Task) -> dict[str, int]:
-    """Bytes that each part of a task takes in its file, the history aside: `mask`, `norm` (biases
-    too), `head` and `weights`."""
-    return _content(task)[0]["bytes"]
-
-
-def _content(task: Task) -> tuple[dict[str, Any], dict[str, bytes]]:
-    """The JSON of a task's file, with the digest, and the parts."""
+def pack(task: Task) -> Packed:
+    """A task as its file will hold it."""
     from safetensors.torch import save as save_tensors
 
     def packed(part: str, content: bytes) -> bytes:
@@ -106,12 +117,32 @@ def _content(task: Task) -> tuple[dict[str, Any], dict[str, bytes]]:
     if "history" in task.record:
         parts["history"] = packed("history", json.dumps(task.record["history"]).encode())
     meta = json.loads(json.dumps(meta))
-    return {**meta, "digest": _digest(meta, parts)}, parts
+    return _signed(meta, parts)
 
 
-def _file(meta: Mapping[str, Any], parts: Mapping[str, bytes]) -> bytes:
-    text = json.dumps(meta, ensure_ascii=False, separators=(",", ":"))
-    return save({k: np.frombuffer(part, np.uint8) for k, part in parts.items()}, {"ksm": text})
+def _signed(meta: Mapping[str, Any], parts: dict[str, bytes]) -> Packed:
+    meta = {**meta, "digest": _digest(meta, parts)}
+    return Packed(json.dumps(meta, ensure_ascii=False, separators=(",", ":")), parts)
+
+
+def write(path: Path, task: Task) -> None:
+    """Write one task file, atomically.
+
+    Raises:
+        KsmError: no room, or no permission; a file that was there before is unharmed.
+    """
+    write_atomically(path, content_of(pack(task)))
+
+
+def content_of(packed: Packed) -> bytes:
+    """The bytes of a task file."""
+    parts = {name: np.frombuffer(part, np.uint8) for name, part in packed.parts.items()}
+    return save(parts, {"ksm": packed.text})
+
+
+def digest_of(task: Task) -> str:
+    """SHA-256, in hex, of all that a task's file means; of a task from a file, that file's."""
+    return task.digest or pack(task).header()["digest"]
 
 
 def write_atomically(path: Path, content: bytes) -> None:
@@ -197,30 +228,35 @@ def read(path: Path) -> Task:
 
 def read_link(path: Path) -> tuple[Task, list[tuple[str, str]]]:
     """A task without those that it builds on, and the names and digests of these."""
+    return unpack(read_packed(path), path)
+
+
+def read_packed(path: Path) -> Packed:
+    """What a task file holds, as it is there, checked against its digest.
+
+    Raises:
+        KsmError: not a task file, damaged, or of another format.
+    """
     meta = read_header(path)
     try:
         parts = {name: part.tobytes() for name, part in load(path.read_bytes()).items()}
     except (SafetensorError, ValueError, KeyError, OSError) as error:
         raise KsmError(f"{path} is damaged: {error}") from error
-    check_digest(meta, parts, path)
-    return decoded(meta, parts, path)
-
-
-def check_digest(meta: Mapping[str, Any], parts: Mapping[str, bytes], path: Path) -> None:
-    """Tell whether a file's content is what it was when it was written.
-
-    Raises:
-        KsmError: it is not; the line names `path`.
-    """
     plain = {key: value for key, value in meta.items() if key != "digest"}
     if meta.get("digest") != _digest(plain, parts):
         raise KsmError(f"{path} is damaged or was altered: its content does not fit its digest")
+    return _signed(plain, parts)
 
 
-def decoded(
-    meta: Mapping[str, Any], parts: Mapping[str, bytes], path: Path
-) -> tuple[Task, list[tuple[str, str]]]:
-    """What `read_link` gives, from the JSON and the parts of a file."""
+def unpack(packed: Packed, path: Path) -> tuple[Task, list[tuple[str, str]]]:
+    """A task without those that it builds on, and the names and digests of these.
+
+    Args:
+        path: of the file that it comes from, for the errors.
+
+    Raises:
+        KsmError: it is damaged, or of another version of ksm.
+    """
     from safetensors.torch import load as load_tensors
 
     from ksm.backbones.describe import Description
@@ -228,13 +264,14 @@ def decoded(
     from ksm.methods import make
     from ksm.task import Task
 
+    meta = packed.header()
     try:
-        plain = {name: _unpacked(frame) for name, frame in parts.items()}
+        plain = {part: packed.unpack(part) for part in packed.parts}
         record: dict[str, Any] = dict(meta["record"])
         if "history" in plain:
             record["history"] = json.loads(plain.pop("history"))
         tensors = {name: one for part in plain.values() for name, one in load_tensors(part).items()}
-    except (zstandard.ZstdError, SafetensorError, ValueError, KeyError, RecursionError) as error:
+    except (SafetensorError, ValueError, KeyError, RecursionError) as error:
         raise KsmError(f"{path} is damaged: {error}") from error
     backbone = meta["backbone"]
     try:
@@ -269,13 +306,6 @@ def _at(meta: Any, key: str) -> Any:
     for part in key.split("."):
         meta = meta.get(part) if isinstance(meta, dict) else None
     return meta
-
-
-def _unpacked(frame: bytes) -> bytes:
-    claimed = zstandard.frame_content_size(frame)
-    if not 0 <= claimed <= UNPACKED:
-        raise ValueError(f"a part claims {claimed} bytes")
-    return zstandard.ZstdDecompressor().decompress(frame)
 
 
 def _digest(meta: Mapping[str, Any], parts: Mapping[str, bytes]) -> str:
