@@ -12,6 +12,7 @@ PUBLIC = [
     "CPG",
     "KSM",
     "Bank",
+    "Engine",
     "Finetune",
     "KsmError",
     "Method",

@@ -7,6 +7,7 @@ if TYPE_CHECKING:
     from ksm.backbones import backbone
     from ksm.bank import Bank
     from ksm.data.preprocess import Preprocess
+    from ksm.engine import Engine
     from ksm.errors import KsmError
     from ksm.learning import learn
     from ksm.methods import (
@@ -32,6 +33,7 @@ __all__ = [
     "CPG",
     "KSM",
     "Bank",
+    "Engine",
     "Finetune",
     "KsmError",
     "Method",
@@ -55,6 +57,7 @@ _HOMES = {
     "CPG": "ksm.methods",
     "KSM": "ksm.methods",
     "Bank": "ksm.bank",
+    "Engine": "ksm.engine",
     "Finetune": "ksm.methods",
     "KsmError": "ksm.errors",
     "Method": "ksm.methods",

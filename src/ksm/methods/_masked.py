@@ -87,18 +87,32 @@ class Masked(Method):
             off += int(mask.off().sum())
         return {"layers": layers, "weights": weights, "units": units, "off": off / units}
 
+    def layers(self, model: nn.Module, head: str) -> dict[str, nn.Module]:
+        """The layers with a mask, by name."""
+        return targets(model, trunk(model, self.mask_from) | {head}, self)
+
     @torch.no_grad()
     def fold(
         self, model: nn.Module, head: str, tensors: Tensors, earlier: Sequence[Tensors] = ()
     ) -> None:
-        layers = targets(model, trunk(model, self.mask_from) | {head}, self).values()
-        cuts = [self.cut(layer) for layer in layers]
-        factors = self.factors(tensors, [math.prod(cut.units) for cut in cuts])
-        for layer, cut, factor in zip(layers, cuts, factors, strict=True):
+        layers = self.layers(model, head).values()
+        masks = self.masks(tensors, [self.cut(layer) for layer in layers])
+        for layer, mask in zip(layers, masks, strict=True):
             weight = layer.weight
             assert isinstance(weight, Tensor)
-            mask = cut.spread(factor.reshape(cut.units).to(weight))
-            layer.weight = nn.Parameter(weight * mask, requires_grad=False)
+            layer.weight = nn.Parameter(weight * mask.to(weight), requires_grad=False)
+
+    def masks(self, tensors: Tensors, cuts: Sequence[Layout]) -> list[Tensor]:
+        """What multiplies the weight of each layer, float32, to be broadcast over it.
+
+        Args:
+            tensors: from `pack`.
+            cuts: of the layers, in the order of `layers`.
+        """
+        factors = self.factors(tensors, [math.prod(cut.units) for cut in cuts])
+        return [
+            cut.spread(each.reshape(cut.units)) for cut, each in zip(cuts, factors, strict=True)
+        ]
 
     def factors(self, tensors: Tensors, units: Sequence[int]) -> Sequence[Tensor]:
         """What multiplies the units of each layer, float32, one dimension.
