@@ -372,6 +372,6 @@ def test_parts_of_a_task_file(backbone):
         for part, tensors in task.parts().items()
     }
     head = 4 * (3 * 16 + 3)
-    assert found == {"mask": -(-units // 3), "norm": 4 * 4 * (8 + 16) + 2 * 8, "head": head}
+    assert found == {"mask": 8 + 44, "norm": 4 * 4 * (8 + 16) + 2 * 8, "head": head}
     assert task.record["mask"] == {"layers": 2, "weights": 9 * units, "units": units, "off": 0.0}
     assert task.preprocess.size == 32

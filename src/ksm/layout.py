@@ -53,10 +53,21 @@ class Layout:
     per_unit: tuple[int, int]
     transposed_groups: int = 0
 
+    @property
+    def repeat(self) -> int:
+        """How many neighbouring inputs share each unit, where units divide them evenly, else 1."""
+        outputs, inputs = self.per_unit
+        even = outputs == 1 and self.weight[1] % inputs == 0
+        return inputs if even and self.units[1] > 1 else 1
+
     def spread(self, mask: Tensor) -> Tensor:
-        """One factor a unit, shape `units`, to a tensor that broadcasts over the weight."""
+        """One factor a unit, shape `units`, to a tensor that broadcasts over the weight.
+
+        Args:
+            mask: or, in the second dimension, `repeat` times each.
+        """
         for axis, size in enumerate(self.per_unit):
-            if size > 1 and mask.shape[axis] > 1:
+            if 1 < mask.shape[axis] < self.weight[axis]:
                 mask = mask.repeat_interleave(size, axis).narrow(axis, 0, self.weight[axis])
         if not self.transposed_groups:
             return mask

@@ -4,9 +4,10 @@ A mask is a sequence of digits, one for each unit: 0 passes unchanged, the other
 many digits as fit go into a byte, so that a byte is one of few symbols, most of them the same, and
 an entropy coder (`ksm.taskfile` uses zstandard's) finds the bits that are really needed: on trained
 masks within 1 to 6 % of the entropy, since the units of a layer are as good as independent.
-Unpacking is one look-up in a table of 256 rows.
+Unpacking is a look-up in a table, of two bytes at a time.
 """
 
+import functools
 import math
 
 import numpy as np
@@ -21,17 +22,21 @@ def per_byte(base: int) -> int:
     return int(math.log(256) / math.log(base) + 1e-9)
 
 
+def length(count: int, base: int) -> int:
+    """How many bytes `count` digits take: an even number."""
+    return 2 * -(-count // (2 * per_byte(base)))
+
+
 def pack(digits: Tensor, base: int) -> Tensor:
     """Digits below `base` (any shape, uint8 or bool) to bytes (uint8, one dimension).
 
-    In a byte the first digit is the most significant; the last byte is filled with zeros.
+    In a byte the first digit is the most significant; what is left at the end is filled with zeros.
     """
     flat = digits.to("cpu", torch.uint8).reshape(-1).numpy()
-    places = per_byte(base)
-    rows = np.zeros((-(-flat.size // places), places), np.uint8)
+    rows = np.zeros((length(flat.size, base), per_byte(base)), np.uint8)
     rows.reshape(-1)[: flat.size] = flat
     found = rows[:, 0]
-    for place in range(1, places):
+    for place in range(1, per_byte(base)):
         found = found * np.uint8(base) + rows[:, place]
     return torch.from_numpy(np.ascontiguousarray(found))
 
@@ -42,30 +47,55 @@ def unpack(packed: Tensor, base: int, count: int) -> Tensor:
     Raises:
         KsmError: the number of bytes is not the one that `count` digits take, or a byte is none.
     """
-    return look_up(packed, torch.arange(base, dtype=torch.uint8), count)
+    check(packed, base, length(count, base))
+    return look_up(packed, table(tuple(range(base))))[:count].to(torch.uint8)
 
 
-def look_up(packed: Tensor, values: Tensor, count: int) -> Tensor:
-    """`unpack`, with each digit replaced by its value.
-
-    Args:
-        values: one for each digit below the base, any dtype.
-
-    Returns:
-        `count` values in one dimension, on the CPU.
+def check(packed: Tensor, base: int, expected: int) -> None:
+    """Tell whether these are `expected` bytes of digits.
 
     Raises:
-        KsmError: as `unpack`.
+        KsmError: they are not.
+    """
+    if packed.dtype != torch.uint8 or packed.numel() != expected:
+        raise KsmError(
+            f"a packed mask has {packed.numel()} bytes of {packed.dtype}, expected {expected} of "
+            "uint8; the task file is damaged"
+        )
+    if packed.numel() and int(packed.numpy().max()) >= base ** per_byte(base):
+        raise KsmError(
+            f"a packed mask holds {int(packed.max())}, which is no {per_byte(base)} digits"
+        )
+
+
+@functools.lru_cache(maxsize=256)
+def table(values: tuple[float, ...], repeat: int = 1) -> Tensor:
+    """What the digits of each possible byte stand for, float32, shape (256, digits in a byte *
+    repeat).
+
+    Args:
+        values: one for each digit below the base.
+        repeat: how many times each stands there.
     """
     base = len(values)
-    places = per_byte(base)
-    if packed.dtype != torch.uint8 or packed.numel() != -(-count // places):
-        raise KsmError(
-            f"a packed mask has {packed.numel()} bytes of {packed.dtype}, expected "
-            f"{-(-count // places)} of uint8 for {count} digits; the task file is damaged"
-        )
-    if packed.numel() and int(packed.max()) >= base**places:
-        raise KsmError(f"a packed mask holds {int(packed.max())}, which is no {places} digits")
-    numbers = np.arange(256)[:, None] // base ** np.arange(places)[::-1] % base
-    table = values.cpu().numpy()[numbers]
-    return torch.from_numpy(np.take(table, packed.numpy(), axis=0).reshape(-1)[:count])
+    digits = torch.arange(256)[:, None] // base ** torch.arange(per_byte(base)).flip(0) % base
+    return torch.tensor(values)[digits].repeat_interleave(repeat, dim=1)
+
+
+@functools.lru_cache(maxsize=16)
+def wide_table(values: tuple[float, ...], repeat: int = 1) -> Tensor:
+    """As `table`, of each possible pair of bytes, shape (65536, ...)."""
+    rows = table(values, repeat)
+    shape = (256, 256, rows.shape[1])
+    return torch.cat([rows.expand(shape), rows[:, None].expand(shape)], dim=2).flatten(0, 1)
+
+
+def look_up(packed: Tensor, table: Tensor) -> Tensor:
+    """What the digits stand for, those that fill the last bytes too; one dimension, on the CPU.
+
+    Args:
+        packed: uint8, an even number of bytes.
+        table: from `table` or `wide_table`.
+    """
+    index = packed if len(table) == 256 else packed.view(torch.uint16)
+    return table.index_select(0, index.int()).reshape(-1)

@@ -31,8 +31,8 @@ class Place:
         model: the module.
         frozen, folded: the weights of the masked layers, in order: the backbone's, and `M * W`.
         layers: those layers.
-        norms: the numbers of all normalisations, one after another as in the file's part `norm`;
-            the module's own are views into it.
+        norms: how the file's part `norm` holds the normalisations.
+        numbers: theirs, into which the module's tensors are views; in its dtype.
         cuts: how a method cuts the layers, for each method that was met.
     """
 
@@ -42,30 +42,32 @@ class Place:
     frozen: list[Tensor]
     folded: list[Tensor]
     layers: list[nn.Module]
-    norms: Tensor
+    norms: _Norms
+    numbers: Tensor
     cuts: dict[Masked, list[Layout]]
 
     @classmethod
     def of(cls, backbone: nn.Module, model: nn.Module, task: Task, packed: Packed) -> Place | None:
         """The place of a task that was just folded into `model`; None where only a new fold will
-        do: the method has no masks, the network was widened, or its numbers are stored in another
-        precision than the module's."""
+        do: the method has no masks, or the network was widened."""
         method = task.method
         if not isinstance(method, Masked) or task.grown != 1:
             return None
         head = task.backbone.head
-        before, norms = _norms(packed)
-        norms = norms.to(next(model.parameters()))
-        _bind(model, before, norms)
+        whole = _part(packed)
+        norms = _Norms.of(whole)
+        numbers = norms.numbers(whole).to(next(model.parameters()))
+        norms.bind(model, numbers)
         layers = method.layers(model, head)
         return cls(
-            key=(before, head, method.mask_from, method.target_modules),
+            key=(head, method.mask_from, method.target_modules),
             backbone=backbone,
             model=model,
             frozen=[_weight(backbone.get_submodule(name)) for name in layers],
             folded=[_weight(layer) for layer in layers.values()],
             layers=list(layers.values()),
             norms=norms,
+            numbers=numbers,
             cuts={},
         )
 
@@ -76,15 +78,15 @@ class Place:
         method, head = make(**meta["method"]), meta["backbone"]["head"]
         if not isinstance(method, Masked) or meta.get("grown", 1) != 1:
             return False
-        before, norms = _norms(packed)
-        if self.key != (before, head, method.mask_from, method.target_modules):
+        whole = _part(packed)
+        if not self.norms.fit(whole) or self.key != (head, method.mask_from, method.target_modules):
             return False
         if method not in self.cuts:
             self.cuts[method] = [method.cut(layer) for layer in self.layers]
         masks = method.masks(load(packed.unpack("mask")), self.cuts[method])
         for frozen, folded, mask in zip(self.frozen, self.folded, masks, strict=True):
             torch.mul(frozen, mask.to(frozen), out=folded)
-        self.norms.copy_(norms)
+        self.numbers.copy_(self.norms.numbers(whole))
         self._write_head(head, len(meta["classes"]), load(packed.unpack("head")))
         return True
 
@@ -98,37 +100,53 @@ class Place:
             parameter.copy_(tensors[f"own/{name}.{key}"])
 
 
-def _norms(packed: Packed) -> tuple[bytes, Tensor]:
-    """The part `norm`: what safetensors says before the numbers, and the floating ones."""
-    if "norm" not in packed.parts:
-        return b"", torch.empty(0)
-    whole = packed.unpack("norm")
-    begin = 8 + struct.unpack("<Q", whole[:8])[0]
-    stored, start = _floating(json.loads(whole[8:begin]))
-    return whole[:begin], torch.frombuffer(bytearray(whole[begin + start :]), dtype=stored)
+@dataclass(frozen=True)
+class _Norms:
+    """How the part `norm` holds its tensors: `header` as in safetensors, then their numbers.
+
+    Those of the larger dtypes come first: BatchNorm's counts of batches, which a trained model has
+    no use for; then, from byte `start` on, the floating ones.
+    """
+
+    header: bytes
+    stored: torch.dtype
+    start: int
+
+    @classmethod
+    def of(cls, whole: bytes) -> _Norms:
+        if not whole:
+            return cls(b"", torch.float32, 0)
+        end = 8 + struct.unpack("<Q", whole[:8])[0]
+        floating = [one for one in json.loads(whole[8:end]).values() if one["dtype"] in _STORED]
+        first = min(one["data_offsets"][0] for one in floating)
+        return cls(whole[:end], _STORED[floating[0]["dtype"]], end + first)
+
+    def fit(self, whole: bytes) -> bool:
+        return whole[: len(self.header)] == self.header and bool(whole) == bool(self.header)
+
+    def numbers(self, whole: bytes) -> Tensor:
+        if not whole:
+            return torch.empty(0)
+        return torch.frombuffer(bytearray(whole[self.start :]), dtype=self.stored)
+
+    def bind(self, model: nn.Module, numbers: Tensor) -> None:
+        """Make the module's tensors views into their numbers."""
+        header: dict[str, Any] = json.loads(self.header[8:] or b"{}")
+        for name, one in header.items():
+            if one["dtype"] not in _STORED:
+                continue
+            first = self.start - len(self.header)
+            begin, end = ((at - first) // self.stored.itemsize for at in one["data_offsets"])
+            view = numbers[begin:end].reshape(one["shape"])
+            parent, _, child = name.removeprefix("own/").rpartition(".")
+            module = model.get_submodule(parent)
+            if isinstance(getattr(module, child), nn.Parameter):
+                view = nn.Parameter(view, requires_grad=False)
+            setattr(module, child, view)
 
 
-def _floating(header: dict[str, Any]) -> tuple[torch.dtype, int]:
-    """The dtype of the floating numbers, and where they start: safetensors puts the larger dtypes
-    first, here BatchNorm's counts of batches, which a trained model has no use for."""
-    floating = [one for one in header.values() if one["dtype"] in _STORED]
-    return _STORED[floating[0]["dtype"]], min(one["data_offsets"][0] for one in floating)
-
-
-def _bind(model: nn.Module, before: bytes, norms: Tensor) -> None:
-    """Make the module's normalisations views into their numbers."""
-    header: dict[str, Any] = json.loads(before[8:] or b"{}")
-    for name, one in header.items():
-        if one["dtype"] not in _STORED:
-            continue
-        stored, start = _floating(header)
-        begin, end = ((at - start) // stored.itemsize for at in one["data_offsets"])
-        view = norms[begin:end].reshape(one["shape"])
-        parent, _, child = name.removeprefix("own/").rpartition(".")
-        module = model.get_submodule(parent)
-        if isinstance(getattr(module, child), nn.Parameter):
-            view = nn.Parameter(view, requires_grad=False)
-        setattr(module, child, view)
+def _part(packed: Packed) -> bytes:
+    return packed.unpack("norm") if "norm" in packed.parts else b""
 
 
 def _weight(layer: nn.Module) -> Tensor:

@@ -15,7 +15,7 @@ from ksm.clone import own_norms
 from ksm.errors import KsmError
 from ksm.layout import Granularity, Layout, can_mask, layout
 from ksm.methods._method import Method, Tensors, matches, others, trunk
-from ksm.pack import look_up, pack, unpack
+from ksm.pack import check, length, look_up, pack, table, wide_table
 
 Norms = Literal["task", "frozen"]
 
@@ -68,9 +68,9 @@ class Masked(Method):
 
     @torch.no_grad()
     def pack(self, model: nn.Module) -> dict[str, Tensor]:
-        digits = [mask.digits().reshape(-1) for _, mask in layer_masks(model)]
         base = self.factor_values(extra := self.extra(model)).shape[-1]
-        return {"mask/units": pack(torch.cat(digits), base), **extra}
+        digits = [pack(mask.digits(), base) for _, mask in layer_masks(model)]
+        return {"mask/units": torch.cat(digits), **extra}
 
     def extra(self, model: nn.Module) -> dict[str, Tensor]:
         """What a task file holds of the masks beside their digits."""
@@ -102,30 +102,26 @@ class Masked(Method):
             assert isinstance(weight, Tensor)
             layer.weight = nn.Parameter(weight * mask.to(weight), requires_grad=False)
 
-    def masks(self, tensors: Tensors, cuts: Sequence[Layout]) -> list[Tensor]:
+    def masks(self, tensors: Tensors, cuts: Sequence[Layout]) -> Iterator[Tensor]:
         """What multiplies the weight of each layer, float32, to be broadcast over it.
+
+        One layer after another, so that a mask is used while it is in the processor's cache.
 
         Args:
             tensors: from `pack`.
             cuts: of the layers, in the order of `layers`.
         """
-        factors = self.factors(tensors, [math.prod(cut.units) for cut in cuts])
-        return [
-            cut.spread(each.reshape(cut.units)) for cut, each in zip(cuts, factors, strict=True)
-        ]
-
-    def factors(self, tensors: Tensors, units: Sequence[int]) -> Sequence[Tensor]:
-        """What multiplies the units of each layer, float32, one dimension.
-
-        Args:
-            tensors: from `pack`.
-            units: how many each layer has, in the order of `targets`.
-        """
         values = self.factor_values(tensors)
-        if values.dim() == 1:
-            return look_up(tensors["mask/units"], values, sum(units)).split(list(units))
-        digits = unpack(tensors["mask/units"], values.shape[1], sum(units)).split(list(units))
-        return [own[each.long()] for own, each in zip(values, digits, strict=True)]
+        base, packed = values.shape[-1], tensors["mask/units"]
+        lengths = [length(math.prod(cut.units), base) for cut in cuts]
+        check(packed, base, sum(lengths))
+        own = [tuple(row) for row in values.reshape(-1, base).tolist()]
+        shared = len(own) == 1
+        for place, (cut, part) in enumerate(zip(cuts, packed.split(lengths), strict=True)):
+            wide = shared and cut.repeat == 1  # others would be too large, or too many
+            rows = (wide_table if wide else table)(own[0 if shared else place], cut.repeat)
+            shape = (cut.units[0], cut.units[1] * cut.repeat, *cut.units[2:])
+            yield cut.spread(look_up(part, rows)[: math.prod(shape)].reshape(shape))
 
 
 @dataclass(frozen=True)
