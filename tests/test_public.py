@@ -14,6 +14,7 @@ PUBLIC = [
     "Bank",
     "Finetune",
     "KsmError",
+    "LoRA",
     "Method",
     "PackNet",
     "Piggyback",
