@@ -15,6 +15,7 @@ PUBLIC = [
     "Engine",
     "Finetune",
     "KsmError",
+    "LoRA",
     "Method",
     "PackNet",
     "Piggyback",

@@ -62,7 +62,7 @@ def learn(
     method: Annotated[
         str,
         typer.Option(
-            help="ksm, piggyback, packnet, cpg, bn, probe, random-mask, finetune, scratch."
+            help="ksm, piggyback, packnet, cpg, lora, bn, probe, random-mask, finetune, scratch."
         ),
     ] = "ksm",
     recipe: Annotated[

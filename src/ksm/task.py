@@ -264,6 +264,8 @@ class Task:
                     kind = "head"
             elif kind == "weights" and not name.endswith("/value"):
                 kind = "mask"
+            elif kind == "adapter":
+                kind = "weights"
             parts.setdefault(kind, {})[key] = tensor
         return parts
 

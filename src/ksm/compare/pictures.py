@@ -15,6 +15,7 @@ from ksm.plot import INK, figure, save
 
 COLOURS = {
     "ksm": "#d1495b", "piggyback": "#0b6e99", "packnet": "#2e8b57", "cpg": "#8a5a00",
+    "lora": "#e08e0b",
     "bn": "#7a5ea8", "probe": "#a9a9b2", "random-mask": "#c98fb5", "finetune": "#222222",
     "scratch": "#9c9c9c",
 }  # fmt: skip

@@ -200,6 +200,14 @@ ABLATION = {
             {"weight_lr": 1e-2},
         ),
         *_variants(
+            "lora",
+            {"rank": 4},
+            {"adapter_lr": 3e-4},
+            {"adapter_lr": 1e-3},
+            {"adapter_lr": 3e-3},
+            {"adapter_lr": 1e-2},
+        ),
+        *_variants(
             "ksm",
             _START | {"temperature": 10.0, "alpha": 1.0, "scaling": "continuous"},
             {},
@@ -246,6 +254,8 @@ SIZES = {
     row.name: row
     for row in (
         *(ROWS[name] for name in ("bn", "piggyback+bn", "piggyback")),
+        Row("lora-rank1", "lora", settings={"rank": 1}),
+        Row("lora-rank4", "lora", settings={"rank": 4}),
         Row("ksm-unpacked", "ksm", settings={"levels": 255}),
         Row("ksm", "ksm"),
         Row("ksm-small", "ksm", settings={"pointwise": 4}),

@@ -9,13 +9,14 @@ from ksm.methods.bn import BN
 from ksm.methods.cpg import CPG
 from ksm.methods.finetune import Finetune
 from ksm.methods.ksm import KSM
+from ksm.methods.lora import LoRA
 from ksm.methods.packnet import PackNet
 from ksm.methods.piggyback import Piggyback
 from ksm.methods.probe import Probe
 from ksm.methods.random_mask import RandomMask
 from ksm.methods.scratch import Scratch
 
-_ALL = (KSM, Piggyback, PackNet, CPG, BN, Probe, RandomMask, Finetune, Scratch)
+_ALL = (KSM, Piggyback, PackNet, CPG, LoRA, BN, Probe, RandomMask, Finetune, Scratch)
 METHODS: dict[str, type[Method]] = {kind.name: kind for kind in _ALL}
 
 __all__ = [
@@ -25,6 +26,7 @@ __all__ = [
     "METHODS",
     "Finetune",
     "Grow",
+    "LoRA",
     "Method",
     "Outcome",
     "PackNet",
