@@ -6,6 +6,7 @@ import io
 import json
 import os
 import sys
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast
 
@@ -95,6 +96,13 @@ def learn(
     limit: Annotated[int | None, typer.Option(help="At most so many training images.")] = None,
     head: Annotated[str | None, typer.Option(help="Layer that the task's head replaces.")] = None,
     strict: Annotated[bool, typer.Option("--strict", help="Fail on unreadable images.")] = False,
+    half: Annotated[
+        bool, typer.Option("--half", help="Store normalisation and head in float16.")
+    ] = False,
+    max_size: Annotated[
+        str | None,
+        typer.Option(help="Of the task's file, such as 150kB: learns again until it fits."),
+    ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace a task of that name.")] = False,
     json_: JsonOption = False,
 ) -> None:
@@ -110,8 +118,9 @@ def learn(
     from ksm.backbones import DEFAULT
     from ksm.backbones import backbone as load_backbone
     from ksm.display import Display
+    from ksm.fitting import bytes_of, fit_size
     from ksm.learning import learn as learn_task
-    from ksm.methods import make
+    from ksm.methods import KSM, make
     from ksm.training import Training
 
     wanted: dict[str, Any] = {
@@ -130,25 +139,32 @@ def learn(
     settings = _settings(set_ or [])
     chosen = make(method, recipe, **settings)
     training = Training.released(chosen, **given) if recipe == "released" else Training(**given)
+    most = bytes_of(max_size) if max_size else None
+    if most and not isinstance(chosen, KSM):
+        raise KsmError(f"--max-size goes with method ksm, not with {chosen.name}")
     log = Bank(bank).path(name).with_suffix(".log.jsonl")
     with Display(console, log) as display:
         module = load_backbone(DEFAULT if backbone is None else backbone)
-        earlier = _earlier(Bank(bank), chosen, module, head, name)
-        task = learn_task(
+        learn_by = partial(
+            learn_task,
             module,
             folder,
             name=name,
-            method=chosen,
             training=training,
             size=size,
             crop=crop,
             stretch=stretch,
             head=head,
             limit=limit,
-            earlier=earlier,
+            earlier=_earlier(Bank(bank), chosen, module, head, name),
             strict=strict,
+            half=half,
             watcher=display,
         )
+        if most and isinstance(chosen, KSM):
+            task = fit_size(lambda m: learn_by(method=m), chosen, most, display.say)
+        else:
+            task = learn_by(method=chosen)
         path = Bank(bank).save(task, force=force)
         picture = _draw_curves(task, path, display)
     if stopped := task.record["stopped"]:
@@ -166,6 +182,11 @@ def learn(
         f"{size_text(path.stat().st_size)} (a full copy: {size_text(task.record['full_copy'])})",
         f"{clock(task.record['seconds'])} of training",
     ]
+    if fitted := task.record.get("max_size"):
+        cost = 100 * fitted["cost"]
+        parts.append(
+            f"for its size {abs(cost):.1f} points {'less' if cost >= 0 else 'more'} on val"
+        )
     print(f"{name}: {', '.join(parts)}\n{path}" + (f"\n{picture}" if picture else ""))
 
 

@@ -126,6 +126,9 @@ class Display(Watcher):
                     self._part.unlink()
                 self._part = None
 
+    def say(self, line: str) -> None:
+        self.console.print(escape(line), highlight=False)
+
     def warn(self, line: str) -> None:
         self.console.print(f"[yellow]warning:[/] {escape(line)}", highlight=False)
 

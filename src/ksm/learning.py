@@ -42,6 +42,7 @@ def learn(
     limit: int | None = None,
     earlier: Sequence[Task] = (),
     strict: bool = False,
+    half: bool = False,
     watcher: Watcher | None = None,
 ) -> Task:
     """Learn a task from a folder of labelled images; see `ksm.data.folder.scan` for its layout.
@@ -61,6 +62,7 @@ def learn(
         limit: use at most so many training images, the same ones at each run.
         earlier: see `ksm.add_task`.
         strict: an unreadable image is an error.
+        half: store normalisation and head in float16; accuracies are measured with it.
 
     Raises:
         KsmError: the folder, a setting or the backbone cannot be used, or the run was interrupted
@@ -126,13 +128,15 @@ def learn(
             result = attempt(result)
         model, trained, outcome = result
         task = Task.of(model, name, found.classes, preprocess=preprocess)
+    if half:
+        task = task.halved()
     best, stopped = outcome.record, run.stopped
     metrics: dict[str, Any] = {
         "val": {"accuracy": best["val_accuracy"], "images": len(images["val"])}
     }
     folded = task.on(backbone).to(next(model.parameters()).device)
     try:
-        if training.precision != "no":  # the task is used in full precision
+        if half or training.precision != "no":  # the task is used as it is stored
             metrics["val"] = evaluate(folded, images["val"])
         if len(images["test"]):
             metrics["test"] = evaluate(folded, images["test"])

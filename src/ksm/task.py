@@ -252,6 +252,26 @@ class Task:
             ) from error
         return model.requires_grad_(False).eval()
 
+    def halved(self) -> Task:
+        """The task with its normalisations and head in float16: what it stores and what it
+        computes with.
+
+        Raises:
+            KsmError: a number is too large for float16.
+        """
+        tensors = {
+            key: tensor.half() if key.startswith("own/") and tensor.is_floating_point() else tensor
+            for key, tensor in self.tensors.items()
+        }
+        for key, tensor in tensors.items():
+            if tensor.dtype == torch.float16 and not tensor.isfinite().all():
+                largest = float(self.tensors[key].abs().max())
+                raise KsmError(
+                    f"{key.removeprefix('own/')} of task {self.name!r} holds {largest:.6g}, which "
+                    "float16 cannot: store it in full precision"
+                )
+        return dataclasses.replace(self, tensors=tensors, digest=None)
+
     def parts(self) -> dict[str, dict[str, Tensor]]:
         """The tensors by part: `mask`, `norm` (biases too), `head` and `weights`; those that the
         task has."""
@@ -303,7 +323,7 @@ def _assign(model: nn.Module, name: str, tensor: Tensor) -> None:
     old = getattr(module, child)
     if old.shape != tensor.shape:
         raise RuntimeError(f"{name} has shape {tuple(tensor.shape)}, not {tuple(old.shape)}")
-    new = tensor.to(old.device, copy=True)
+    new = tensor.to(old.device, old.dtype, copy=True)
     if isinstance(old, nn.Parameter):
         setattr(module, child, nn.Parameter(new, requires_grad=False))
     else:
