@@ -1,0 +1,88 @@
+"""Which task an image belongs to, where nobody says: a ranking, not a promise."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from ksm.errors import KsmError
+
+By = Literal["statistics", "entropy"]
+
+
+@dataclass(frozen=True)
+class Fit:
+    """How well images fit a task; less is better. Both float32 of shape (n,).
+
+    Args:
+        entropy: of the task's probabilities, over that of a uniform guess: 0 where it is sure, 1
+            where it has no idea.
+        statistics: distance of the image's channel means and variances from the task's BatchNorm
+            statistics, averaged over channels and layers.
+    """
+
+    entropy: Tensor
+    statistics: Tensor
+
+
+@torch.no_grad()
+def fit(model: nn.Module, images: Tensor) -> Fit:
+    """How well images fit the task of a folded model.
+
+    The distance of one channel is the Kullback-Leibler divergence between two normal
+    distributions, that of the image's activations and the one that BatchNorm remembers,
+    `(v / V + (m - M)^2 / V - 1 - log(v / V)) / 2`, with the smaller of it and 10 counted, so that
+    a channel that is dead in an image does not decide.
+
+    Args:
+        model: from `Task.on` or `Engine.using`.
+        images: shape (n, 3, h, w), prepared as the task wants them.
+
+    Raises:
+        KsmError: the network has no BatchNorm statistics.
+    """
+    distances: list[Tensor] = []
+    norms = [
+        module
+        for module in model.modules()
+        if isinstance(module, _BatchNorm) and module.running_mean is not None
+    ]
+    if not norms:
+        raise KsmError(f"{type(model).__name__} has no BatchNorm whose statistics tell tasks apart")
+    handles = [norm.register_forward_hook(partial(_measure, distances.append)) for norm in norms]
+    try:
+        logits = model(images).float()
+    finally:
+        for handle in handles:
+            handle.remove()
+    log = logits.log_softmax(1)
+    entropy = -(log.exp() * log).sum(1) / math.log(max(2, logits.shape[1]))
+    return Fit(entropy.cpu(), torch.stack(distances).mean(0).cpu())
+
+
+def _measure(
+    keep: Callable[[Tensor], None], norm: _BatchNorm, inputs: tuple[Tensor], _: Tensor
+) -> None:
+    flat = inputs[0].float().flatten(2) if inputs[0].dim() > 2 else inputs[0].float().unsqueeze(2)
+    mean, variance = flat.mean(2), flat.var(2, correction=0)
+    assert norm.running_mean is not None and norm.running_var is not None
+    expected = norm.running_var.float() + norm.eps
+    ratio = (variance + norm.eps) / expected
+    shift = (mean - norm.running_mean.float()).square() / expected
+    keep((0.5 * (ratio + shift - 1 - ratio.log())).clamp_max(10).mean(1))
+
+
+def rank(fits: Sequence[Fit], by: By = "statistics") -> Tensor:
+    """Tasks for each image, the likeliest first: int64, shape (n, tasks).
+
+    Args:
+        fits: of the same images, one a task.
+    """
+    return torch.stack([getattr(one, by) for one in fits], dim=1).argsort(1)
