@@ -55,6 +55,15 @@ def untrained(backbone: nn.Module, name: str, method: Method, classes: int = 8) 
     return Task.of(model, name, [str(label) for label in range(classes)])
 
 
+def processor() -> str:
+    """The processor's name where Linux tells it, else its kind."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.split(":")[1].strip() for line in lines if "model name" in line)
+    except (OSError, StopIteration):
+        return platform.machine()
+
+
 def write(path: Path, found: Mapping[str, Any], head: Sequence[str], rows: Sequence[Sequence[str]],
           about: str) -> None:  # fmt: skip
     """Write a JSON with all numbers, and a Markdown table beside it; print the table."""

@@ -1,7 +1,8 @@
 """Bytes of a task's file by part, over six networks, beside a copy, a bit a weight, and scores.
 
 Where pretrained weights are at hand the masks are trained, on one of the five domains; for the
-other networks random masks with as many units off stand in. Writes results/sizes/networks.{json,md}.
+other networks random masks with as many units off stand in. Writes
+results/sizes/networks.{json,md}.
 """
 
 from __future__ import annotations
