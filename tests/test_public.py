@@ -15,6 +15,7 @@ PUBLIC = [
     "Finetune",
     "KsmError",
     "Method",
+    "Mixed",
     "PackNet",
     "Piggyback",
     "Preprocess",

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
         RandomMask,
         Scratch,
     )
+    from ksm.mixed import Mixed
     from ksm.prediction import predict
     from ksm.task import Task, add_task, parameter_groups
     from ksm.training import Training
@@ -35,6 +36,7 @@ __all__ = [
     "Finetune",
     "KsmError",
     "Method",
+    "Mixed",
     "PackNet",
     "Piggyback",
     "Preprocess",
@@ -58,6 +60,7 @@ _HOMES = {
     "Finetune": "ksm.methods",
     "KsmError": "ksm.errors",
     "Method": "ksm.methods",
+    "Mixed": "ksm.mixed",
     "PackNet": "ksm.methods",
     "Piggyback": "ksm.methods",
     "Preprocess": "ksm.data.preprocess",
