@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import functools
 import json
+import math
 import platform
-import statistics
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -22,7 +22,7 @@ from ksm.errors import KsmError
 from ksm.fetch import cache_dir
 from ksm.taskfile import write_atomically
 
-REPEATS = 3
+REPEATS = 5
 _SAVING = threading.Lock()
 
 
@@ -53,8 +53,7 @@ class Measured:
         kind = f"{machine(device)}, {kind}"
         known = self._known.get(kind, {})
         if known.keys() != ways.keys():
-            known = {name: seconds(run, device) for name, run in ways.items()}
-            self._known[kind] = self._new[kind] = known
+            self._known[kind] = self._new[kind] = known = seconds(ways, device)
         return min(known, key=known.__getitem__)
 
     def save(self) -> None:
@@ -68,16 +67,22 @@ class Measured:
         self._new = {}
 
 
-def seconds(run: Callable[[], object], device: torch.device) -> float:
-    """Median wall time of a few runs, in seconds, after one that does not count."""
-    times: list[float] = []
-    for _ in range(1 + REPEATS):
-        _wait(device)
-        begin = time.perf_counter()
+def seconds(ways: Mapping[str, Callable[[], object]], device: torch.device) -> dict[str, float]:
+    """Wall time of each way, in seconds: the least of a few runs, in which the ways take turns.
+
+    What else the machine does only ever adds time, and on a busy one to most runs.
+    """
+    found = dict.fromkeys(ways, math.inf)
+    for run in ways.values():
         run()
-        _wait(device)
-        times.append(time.perf_counter() - begin)
-    return statistics.median(times[1:])
+    for _ in range(REPEATS):
+        for name, run in ways.items():
+            _wait(device)
+            begin = time.perf_counter()
+            run()
+            _wait(device)
+            found[name] = min(found[name], time.perf_counter() - begin)
+    return found
 
 
 def machine(device: torch.device) -> str:

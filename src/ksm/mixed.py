@@ -336,8 +336,8 @@ class _Norm(_Each):
     """A BatchNorm in evaluation mode that differs between tasks.
 
     torch's own BatchNorm of one image with n * c channels: each image's channels are normalised
-    as its task says, to the same bits as by the task alone, and faster than by multiplying and
-    adding tensors of shape (n, c, 1, 1).
+    as its task says, to the same bits as by the task alone. Multiplying by and adding tensors of
+    shape (n, c, 1, 1) takes as long and rounds otherwise.
     """
 
     def __init__(self, name: str, own: Sequence[_BatchNorm], run: _Run) -> None:
@@ -360,8 +360,6 @@ class _Norm(_Each):
 
 def _mix(name: str, module: nn.Module, own: Sequence[nn.Module], run: _Run) -> None:
     """Replace each part of the module whose tensors differ from those of a task's own."""
-    if isinstance(module, _Each):
-        return  # the same part under another name
     statistics = isinstance(module, _BatchNorm) and module.running_mean is None  # of the batch
     if statistics or any(_addresses(one) != _addresses(module) for one in own):
         _become(module, _replacement(name, own, run))
