@@ -17,6 +17,7 @@ PUBLIC = [
     "KsmError",
     "LoRA",
     "Method",
+    "Mixed",
     "PackNet",
     "Piggyback",
     "Preprocess",

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
         RandomMask,
         Scratch,
     )
+    from ksm.mixed import Mixed
     from ksm.prediction import predict
     from ksm.task import Task, add_task, parameter_groups
     from ksm.training import Training
@@ -39,6 +40,7 @@ __all__ = [
     "KsmError",
     "LoRA",
     "Method",
+    "Mixed",
     "PackNet",
     "Piggyback",
     "Preprocess",
@@ -64,6 +66,7 @@ _HOMES = {
     "KsmError": "ksm.errors",
     "LoRA": "ksm.methods",
     "Method": "ksm.methods",
+    "Mixed": "ksm.mixed",
     "PackNet": "ksm.methods",
     "Piggyback": "ksm.methods",
     "Preprocess": "ksm.data.preprocess",
