@@ -40,7 +40,8 @@ class KSM(Scored):
 
     name: ClassVar[str] = "ksm"
     published: ClassVar[Mapping[str, Any]] = {
-        "lr": 2e-4, "score_lr": 2e-4, "temperature": 100.0, "alpha": 0.5, "scaling": "released"
+        "lr": 2e-4, "score_lr": 2e-4, "temperature": 100.0, "alpha": 0.5, "scaling": "released",
+        "levels": 255,
     }  # fmt: skip
     published_training: ClassVar[Mapping[str, Any]] = {"epochs": 30, "warmup": 0.0, "settle": 0}
 
