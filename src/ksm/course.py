@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
+from ksm.data.features import KEPT, Examples, Features
 from ksm.data.load import Images
 from ksm.errors import KsmError
+from ksm.evaluation import device
 from ksm.methods import Outcome, Phase
 from ksm.task import origin, restore, snapshot
 from ksm.training import Training, fit
+from ksm.trunk import split
 from ksm.watch import Watcher
 
 
@@ -20,13 +25,17 @@ class Run:
     Args:
         train, val: images.
         training, watcher: see `ksm.learn`.
+        memory: bytes that a trunk's outputs may take; 0: the trunk runs at each step.
     """
 
-    def __init__(self, train: Images, val: Images, training: Training, watcher: Watcher) -> None:
+    def __init__(
+        self, train: Images, val: Images, training: Training, watcher: Watcher, memory: int = 0
+    ) -> None:
         self.train = train
         self.val = val
         self.training = training
         self.watcher = watcher
+        self.memory = memory
         self.epochs: list[dict[str, Any]] = []
         """A record for each epoch, those of a network that was then found too small too."""
         self.stopped: str | None = None
@@ -45,9 +54,10 @@ class Run:
         epochs = self.training.epochs_for(len(self.train))
         course = known.method.phases(model, known.description.head, epochs)
         try:
+            trained, train, val = self._above_trunk(model)
             phase = next(course)
             while True:
-                outcome, interrupted = self._fit(model, phase)
+                outcome, interrupted = self._fit(model, phase, trained, train, val)
                 if interrupted and not phase.keeps:
                     course.throw(KeyboardInterrupt())
                 if interrupted or outcome is None:
@@ -63,7 +73,36 @@ class Run:
         model.eval()
         return outcome
 
-    def _fit(self, model: nn.Module, phase: Phase) -> tuple[Outcome | None, bool]:
+    def _above_trunk(self, model: nn.Module) -> tuple[nn.Module, Examples, Examples]:
+        """What is trained, and on what: the model on images; or what comes after its trunk on the
+        trunk's outputs, where they can be computed once and kept."""
+        known = origin(model)
+        start, head = known.method.mask_from, known.description.head
+        whole = model, self.train, self.val
+        if not self.memory or start is None or self.train.augment not in KEPT:
+            return whole
+        began = time.perf_counter()
+        model.to(where := device())
+        rest = split(model, start, head, self.train.shape)
+        if rest is None or len(rest.needed) != 1:
+            return whole
+        shape = rest.shapes[rest.needed[0]]
+        if sum(Features.size(images, shape) for images in (self.train, self.val)) > self.memory:
+            return whole
+        dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(self.training.precision)
+
+        def trunk(inputs: Tensor) -> Tensor:
+            with torch.autocast(where.type, dtype, enabled=dtype is not None):
+                return rest.trunk(inputs)[0]
+
+        batch = self.training.batch
+        train, val = (Features.of(part, trunk, batch, where) for part in (self.train, self.val))
+        self.seconds += time.perf_counter() - began
+        return rest, train, val
+
+    def _fit(
+        self, model: nn.Module, phase: Phase, trained: nn.Module, train: Examples, val: Examples
+    ) -> tuple[Outcome | None, bool]:
         """The phase's outcome, in which the model then is, and whether it was interrupted."""
         best: list[Outcome] = []
 
@@ -73,10 +112,10 @@ class Run:
         if phase.start is not None:
             restore(model, phase.start)
         history = fit(
-            model,
+            trained,
             phase,
-            self.train,
-            self.val,
+            train,
+            val,
             self.training,
             done=len(self.epochs),
             on_best=keep,
