@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from typing import Any
 
@@ -11,10 +12,10 @@ from torch import Tensor, nn
 from ksm.data.features import KEPT, Examples, Features
 from ksm.data.load import Images
 from ksm.errors import KsmError
-from ksm.evaluation import device
+from ksm.evaluation import BATCH, device
 from ksm.methods import Outcome, Phase
 from ksm.task import origin, restore, snapshot
-from ksm.training import Training, fit
+from ksm.training import Training, fit, layout_of
 from ksm.trunk import split
 from ksm.watch import Watcher
 
@@ -91,12 +92,19 @@ class Run:
             return whole
         dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(self.training.precision)
 
-        def trunk(inputs: Tensor) -> Tensor:
-            with torch.autocast(where.type, dtype, enabled=dtype is not None):
-                return rest.trunk(inputs)[0]
+        def features(images: Images, batch: int, layout: torch.memory_format) -> Features:
+            def trunk(inputs: Tensor) -> Tensor:
+                with torch.autocast(where.type, dtype, enabled=dtype is not None):
+                    return rest.trunk(inputs.contiguous(memory_format=layout))[0]
 
-        batch = self.training.batch
-        train, val = (Features.of(part, trunk, batch, where) for part in (self.train, self.val))
+            return Features.of(images, trunk, batch, where)
+
+        # As training and validation would feed the whole model, so that the bits are the same: the
+        # order of values counts, and whether an image comes by itself, as in training none does.
+        count, least = len(self.train), self.training.batch
+        batch = next(n for n in itertools.count(least) if count % n != 1 or n > count)
+        train = features(self.train, batch, layout_of(model, self.train.shape))
+        val = features(self.val, BATCH, torch.contiguous_format)
         self.seconds += time.perf_counter() - began
         return rest, train, val
 

@@ -12,6 +12,9 @@ from torch.utils.data import DataLoader
 
 from ksm.data.features import Examples
 
+BATCH = 64
+"""Images at a time."""
+
 
 def device() -> torch.device:
     """The accelerator, if there is one, else the CPU."""
@@ -20,7 +23,7 @@ def device() -> torch.device:
 
 
 @torch.no_grad()
-def evaluate(model: nn.Module, images: Examples, batch: int = 64) -> dict[str, Any]:
+def evaluate(model: nn.Module, images: Examples, batch: int = BATCH) -> dict[str, Any]:
     """Accuracy and loss of a model with one output a class.
 
     The model's mode is not changed: put it in evaluation mode first. Masked weights are made once

@@ -208,7 +208,7 @@ def fit(
     stopped: str | None = None
     began = time.perf_counter()
     try:
-        layout = _layout(prepared, train.shape)
+        layout = layout_of(prepared, train.shape)
         for epoch in range(epochs):
             prepared.train()
             total = torch.zeros((), device=accelerator.device)
@@ -329,6 +329,21 @@ def settle(
         norm.eval()
 
 
+def layout_of(model: nn.Module, shape: tuple[int, ...]) -> torch.memory_format:
+    """The order of the input's values: channels last, in which convolutions are fastest, unless the
+    network cannot take it, as where it calls `view` on what a convolution gives."""
+    device = next(model.parameters()).device
+    model.eval()
+    try:
+        inputs = torch.zeros(2, *shape, device=device)
+        model(inputs.contiguous(memory_format=torch.channels_last)).sum().backward()
+    except Exception:  # the network's own code; if the order is not why, the first step tells
+        return torch.contiguous_format
+    finally:
+        model.zero_grad()
+    return torch.channels_last
+
+
 def share(step: int, steps: int) -> float:
     """How far a run is at a step: 0 at the first, 1 at the last; 1 if there is but one."""
     return step / (steps - 1) if steps > 1 else 1.0
@@ -355,21 +370,6 @@ def cosine(steps: int, warmup: int) -> Callable[[int], float]:
         return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
 
     return factor
-
-
-def _layout(model: nn.Module, shape: tuple[int, ...]) -> torch.memory_format:
-    """The order of the input's values: channels last, in which convolutions are fastest, unless the
-    network cannot take it, as where it calls `view` on what a convolution gives."""
-    device = next(model.parameters()).device
-    model.eval()
-    try:
-        inputs = torch.zeros(2, *shape, device=device)
-        model(inputs.contiguous(memory_format=torch.channels_last)).sum().backward()
-    except Exception:  # the network's own code; if the order is not why, the first step tells
-        return torch.contiguous_format
-    finally:
-        model.zero_grad()
-    return torch.channels_last
 
 
 def _optimizers(groups: list[dict[str, Any]], device: torch.device) -> list[torch.optim.Optimizer]:
