@@ -313,7 +313,7 @@ def test_a_comparison_of_own_folders(home, works, refused):
 def test_protocols_by_name(home, works, refused):
     assert "piggyback+bn" in works("bench", "rows").out
     for arguments, told in [
-        (["nope"], "no protocol 'nope': expected one of five-domains, sizes, twenty-tasks"),
+        (["nope"], "no protocol 'nope': expected one of five-domains, sizes, stages, twenty-tasks"),
         (["cifar100"], "bench cifar100: expected a folder with your copy"),
         (["five-domains", "images"], "bench five-domains: expected no folder"),
         (["imagenet-to-sketch", "images"], "has no folder cubs_cropped/train"),
@@ -775,7 +775,7 @@ def test_ctrl_c_before_the_first_epoch_ends_keeps_what_was_there(home, refused, 
         ("ksm.bank.Bank.load", ["eval", "colours", "images"]),
         ("ksm.data.load.read_image", ["eval", "colours", "images"]),
         ("ksm.evaluation.evaluate", ["eval", "colours", "images"]),
-        ("ksm.prediction.predict", ["predict", "images/red/0.png", "--all"]),
+        ("ksm.prediction.predict_all", ["predict", "images/red/0.png", "--all"]),
         ("ksm.index.read_header", ["tasks"]),
         ("ksm.bank.Bank.header", ["info", "colours"]),
         ("ksm.learning.scan", ["learn", "colours", "images", *FAST, "--force"]),

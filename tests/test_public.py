@@ -8,6 +8,7 @@ import pytest
 import ksm
 
 PUBLIC = [
+    "AllTasks",
     "BN",
     "CPG",
     "KSM",

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from ksm.prediction import predict
     from ksm.task import Task, add_task, parameter_groups
     from ksm.training import Training
+    from ksm.trunk import AllTasks
 
 __version__ = "0.1.0"
 
@@ -34,6 +35,7 @@ __all__ = [
     "BN",
     "CPG",
     "KSM",
+    "AllTasks",
     "Bank",
     "Engine",
     "Finetune",
@@ -57,6 +59,7 @@ __all__ = [
 ]
 
 _HOMES = {
+    "AllTasks": "ksm.trunk",
     "BN": "ksm.methods",
     "CPG": "ksm.methods",
     "KSM": "ksm.methods",

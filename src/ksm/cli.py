@@ -244,25 +244,32 @@ def predict(
     if not tasks:
         raise KsmError(f"there is no task in {bank}: learn one with `ksm learn NAME FOLDER`")
 
-    from ksm.prediction import predict as predict_files
+    from ksm.prediction import Prediction, predict_all
 
-    loaded: dict[str, nn.Module] = {}
-    rows: list[list[str]] = []
-    found: list[dict[str, Any]] = []
+    by_backbone: dict[str, list[Task]] = {}
     for one in tasks:
         key = one.backbone.name if backbone is None else backbone
-        if key not in loaded:
-            loaded[key] = _backbone_of(one, backbone)
-        for result in predict_files(one, one.on(loaded[key]), images, top):
-            found.append(
-                {
-                    "file": str(result.file),
-                    "task": result.task,
-                    "classes": [{"name": c, "probability": p} for c, p in result.classes],
-                }
-            )
-            shown = ", ".join(f"{c} {100 * p:.1f} %" for c, p in result.classes)
-            rows.append([str(result.file), result.task, shown])
+        by_backbone.setdefault(key, []).append(one)
+    by_task: dict[str, list[Prediction]] = {}
+    for same in by_backbone.values():
+        by_task |= predict_all(same, _backbone_of(same[0], backbone), images, top)
+    results = [result for one in tasks for result in by_task[one.name]]
+    found: list[dict[str, Any]] = [
+        {
+            "file": str(result.file),
+            "task": result.task,
+            "classes": [{"name": c, "probability": p} for c, p in result.classes],
+        }
+        for result in results
+    ]
+    rows = [
+        [
+            str(result.file),
+            result.task,
+            ", ".join(f"{c} {100 * p:.1f} %" for c, p in result.classes),
+        ]
+        for result in results
+    ]
     if json_:
         _print_json(found)
     else:

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import itertools
+import time
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
+from ksm.data.features import KEPT, Examples, Features
 from ksm.data.load import Images
 from ksm.errors import KsmError
+from ksm.evaluation import BATCH, device
 from ksm.methods import Outcome, Phase
 from ksm.task import origin, restore, snapshot
-from ksm.training import Training, fit
+from ksm.training import Training, fit, layout_of
+from ksm.trunk import split
 from ksm.watch import Watcher
 
 
@@ -20,13 +26,17 @@ class Run:
     Args:
         train, val: images.
         training, watcher: see `ksm.learn`.
+        memory: bytes that a trunk's outputs may take; 0: the trunk runs at each step.
     """
 
-    def __init__(self, train: Images, val: Images, training: Training, watcher: Watcher) -> None:
+    def __init__(
+        self, train: Images, val: Images, training: Training, watcher: Watcher, memory: int = 0
+    ) -> None:
         self.train = train
         self.val = val
         self.training = training
         self.watcher = watcher
+        self.memory = memory
         self.epochs: list[dict[str, Any]] = []
         """A record for each epoch, those of a network that was then found too small too."""
         self.stopped: str | None = None
@@ -45,9 +55,10 @@ class Run:
         epochs = self.training.epochs_for(len(self.train))
         course = known.method.phases(model, known.description.head, epochs)
         try:
+            trained, train, val = self._above_trunk(model)
             phase = next(course)
             while True:
-                outcome, interrupted = self._fit(model, phase)
+                outcome, interrupted = self._fit(model, phase, trained, train, val)
                 if interrupted and not phase.keeps:
                     course.throw(KeyboardInterrupt())
                 if interrupted or outcome is None:
@@ -63,7 +74,43 @@ class Run:
         model.eval()
         return outcome
 
-    def _fit(self, model: nn.Module, phase: Phase) -> tuple[Outcome | None, bool]:
+    def _above_trunk(self, model: nn.Module) -> tuple[nn.Module, Examples, Examples]:
+        """What is trained, and on what: the model on images; or what comes after its trunk on the
+        trunk's outputs, where they can be computed once and kept."""
+        known = origin(model)
+        start, head = known.method.mask_from, known.description.head
+        whole = model, self.train, self.val
+        if not self.memory or start is None or self.train.augment not in KEPT:
+            return whole
+        began = time.perf_counter()
+        model.to(where := device())
+        rest = split(model, start, head, self.train.shape)
+        if rest is None or len(rest.needed) != 1:
+            return whole
+        shape = rest.shapes[rest.needed[0]]
+        if sum(Features.size(images, shape) for images in (self.train, self.val)) > self.memory:
+            return whole
+        dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(self.training.precision)
+
+        def features(images: Images, batch: int, layout: torch.memory_format) -> Features:
+            def trunk(inputs: Tensor) -> Tensor:
+                with torch.autocast(where.type, dtype, enabled=dtype is not None):
+                    return rest.trunk(inputs.contiguous(memory_format=layout))[0]
+
+            return Features.of(images, trunk, batch, where)
+
+        # As training and validation would feed the whole model, so that the bits are the same: the
+        # order of values counts, and whether an image comes by itself, as in training none does.
+        count, least = len(self.train), self.training.batch
+        batch = next(n for n in itertools.count(least) if count % n != 1 or n > count)
+        train = features(self.train, batch, layout_of(model, self.train.shape))
+        val = features(self.val, BATCH, torch.contiguous_format)
+        self.seconds += time.perf_counter() - began
+        return rest, train, val
+
+    def _fit(
+        self, model: nn.Module, phase: Phase, trained: nn.Module, train: Examples, val: Examples
+    ) -> tuple[Outcome | None, bool]:
         """The phase's outcome, in which the model then is, and whether it was interrupted."""
         best: list[Outcome] = []
 
@@ -73,10 +120,10 @@ class Run:
         if phase.start is not None:
             restore(model, phase.start)
         history = fit(
-            model,
+            trained,
             phase,
-            self.train,
-            self.val,
+            train,
+            val,
             self.training,
             done=len(self.epochs),
             on_best=keep,

@@ -10,7 +10,10 @@ from torch.nn import functional
 from torch.nn.utils import parametrize
 from torch.utils.data import DataLoader
 
-from ksm.data.load import Images, normalise
+from ksm.data.features import Examples
+
+BATCH = 64
+"""Images at a time."""
 
 
 def device() -> torch.device:
@@ -20,7 +23,7 @@ def device() -> torch.device:
 
 
 @torch.no_grad()
-def evaluate(model: nn.Module, images: Images, batch: int = 64) -> dict[str, Any]:
+def evaluate(model: nn.Module, images: Examples, batch: int = BATCH) -> dict[str, Any]:
     """Accuracy and loss of a model with one output a class.
 
     The model's mode is not changed: put it in evaluation mode first. Masked weights are made once
@@ -36,7 +39,7 @@ def evaluate(model: nn.Module, images: Images, batch: int = 64) -> dict[str, Any
     with parametrize.cached():
         # A DataLoader draws a number even to go in order: not from the caller's generator.
         for pixels, label in DataLoader(images, batch, generator=torch.Generator()):
-            outputs = model(normalise(pixels.to(device), images.preprocess)).float().cpu()
+            outputs = model(images.inputs(pixels.to(device))).float().cpu()
             if not count.numel():
                 correct, count = torch.zeros(outputs.shape[1]), torch.zeros(outputs.shape[1])
             loss += functional.cross_entropy(outputs, label, reduction="sum").item()

@@ -108,7 +108,8 @@ def learn(
     with torch.random.fork_rng(gpus):
         torch.manual_seed(training.seed)
 
-        run = Run(images["train"], images["val"], training, watcher)
+        left = MEMORY - sum(part.held for part in images.values())
+        run = Run(images["train"], images["val"], training, watcher, left)
 
         def attempt(grown: float) -> tuple[nn.Module, int, Outcome] | float:
             """The model, how much of it was trained, and the outcome; or the size to try next."""

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ksm.data.load import centre, normalise, read
+from ksm.data.preprocess import Preprocess
 from ksm.errors import KsmError
 from ksm.task import Task
+from ksm.trunk import AllTasks
 
 
 @dataclass(frozen=True)
@@ -41,22 +43,65 @@ def predict(
     Raises:
         KsmError: a file is not there or cannot be read; the message names it.
     """
-    device = next(model.parameters()).device
-    paths = [Path(file) for file in files]
     found: list[Prediction] = []
-    for begin in range(0, len(paths), batch):
-        part = paths[begin : begin + batch]
-        pixels = torch.stack([centre(_read(path, task), task.preprocess.size) for path in part])
-        probabilities = model(normalise(pixels.to(device), task.preprocess)).float().softmax(1)
-        for path, row in zip(part, probabilities.cpu(), strict=True):
-            value, index = row.topk(min(top or len(row), len(row)))
-            ranked = zip(index.tolist(), value.tolist(), strict=True)
-            classes = [(task.classes[i], p) for i, p in ranked]
-            found.append(Prediction(path, task.name, classes))
+    for paths, inputs in _batches(files, task.preprocess, batch, _device(model)):
+        found += _ranked(task, paths, model(inputs), top)
     return found
 
 
-def _read(path: Path, task: Task) -> torch.Tensor:
+def predict_all(
+    tasks: Sequence[Task],
+    backbone: nn.Module,
+    files: Sequence[str | os.PathLike[str]],
+    top: int | None = None,
+    batch: int = 32,
+) -> dict[str, list[Prediction]]:
+    """What `predict` gives for each of several tasks of one backbone, by the task's name.
+
+    Tasks with the same preprocessing share the images and a trunk; see `ksm.AllTasks`.
+
+    Raises:
+        KsmError: as `predict` and `ksm.AllTasks`.
+    """
+    found: dict[str, list[Prediction]] = {task.name: [] for task in tasks}
+    for preprocess in dict.fromkeys(task.preprocess for task in tasks):
+        same = [task for task in tasks if task.preprocess == preprocess]
+        run = AllTasks(backbone, same)
+        for paths, inputs in _batches(files, preprocess, batch, _device(backbone)):
+            logits = run(inputs)
+            for task in same:
+                found[task.name] += _ranked(task, paths, logits[task.name], top)
+    return found
+
+
+def _device(model: nn.Module) -> torch.device:
+    return next(model.parameters()).device
+
+
+def _batches(
+    files: Sequence[str | os.PathLike[str]],
+    preprocess: Preprocess,
+    batch: int,
+    device: torch.device,
+) -> Iterator[tuple[list[Path], Tensor]]:
+    """Files with their images as a network takes them."""
+    paths = [Path(file) for file in files]
+    for begin in range(0, len(paths), batch):
+        part = paths[begin : begin + batch]
+        pixels = torch.stack([centre(_read(path, preprocess), preprocess.size) for path in part])
+        yield part, normalise(pixels.to(device), preprocess)
+
+
+def _ranked(task: Task, paths: list[Path], logits: Tensor, top: int | None) -> list[Prediction]:
+    found: list[Prediction] = []
+    for path, row in zip(paths, logits.float().softmax(1).cpu(), strict=True):
+        value, index = row.topk(min(top or len(row), len(row)))
+        ranked = zip(index.tolist(), value.tolist(), strict=True)
+        found.append(Prediction(path, task.name, [(task.classes[i], p) for i, p in ranked]))
+    return found
+
+
+def _read(path: Path, preprocess: Preprocess) -> Tensor:
     if path.is_dir():
         raise KsmError(f"{path} is a folder: expected image files, such as {path / '*.jpg'}")
     if not path.exists():
@@ -64,6 +109,6 @@ def _read(path: Path, task: Task) -> torch.Tensor:
     if not path.is_file():
         raise KsmError(f"{path} is no file: expected an image")
     try:
-        return read(path, task.preprocess)
+        return read(path, preprocess)
     except KsmError as error:
         raise KsmError(f"{path}: {error}") from None

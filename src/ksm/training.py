@@ -17,7 +17,8 @@ from torch.nn.utils import parametrize
 from torch.utils.data import DataLoader
 
 from ksm.clone import Held
-from ksm.data.load import AUGMENTS, Augment, Images, normalise
+from ksm.data.features import Examples
+from ksm.data.load import AUGMENTS, Augment
 from ksm.errors import KsmError
 from ksm.evaluation import evaluate
 
@@ -139,8 +140,8 @@ class History:
 def fit(
     model: nn.Module,
     phase: Phase,
-    train: Images,
-    val: Images,
+    train: Examples,
+    val: Examples,
     settings: Training,
     *,
     done: int = 0,
@@ -207,7 +208,7 @@ def fit(
     stopped: str | None = None
     began = time.perf_counter()
     try:
-        layout = _layout(prepared, train.preprocess.size)
+        layout = layout_of(prepared, train.shape)
         for epoch in range(epochs):
             prepared.train()
             total = torch.zeros((), device=accelerator.device)
@@ -215,7 +216,7 @@ def fit(
             for step, (pixels, label) in enumerate(loader):
                 if phase.before_step:
                     phase.before_step(share(epoch * steps + step, epochs * steps))
-                inputs = normalise(pixels, train.preprocess).contiguous(memory_format=layout)
+                inputs = train.inputs(pixels).contiguous(memory_format=layout)
                 outputs = prepared(inputs)
                 if not isinstance(outputs, Tensor):
                     raise KsmError(
@@ -291,7 +292,7 @@ def fit(
 
 @torch.no_grad()
 def settle(
-    model: nn.Module, images: Images, batch: int, batches: int, generator: torch.Generator
+    model: nn.Module, images: Examples, batch: int, batches: int, generator: torch.Generator
 ) -> None:
     """Re-estimate BatchNorm statistics as plain averages over some batches of training images.
 
@@ -322,10 +323,25 @@ def settle(
     device = next(model.parameters()).device
     with parametrize.cached():
         for pixels, _ in itertools.islice(loader, batches):
-            model(normalise(pixels.to(device), images.preprocess))
+            model(images.inputs(pixels.to(device)))
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum
         norm.eval()
+
+
+def layout_of(model: nn.Module, shape: tuple[int, ...]) -> torch.memory_format:
+    """The order of the input's values: channels last, in which convolutions are fastest, unless the
+    network cannot take it, as where it calls `view` on what a convolution gives."""
+    device = next(model.parameters()).device
+    model.eval()
+    try:
+        inputs = torch.zeros(2, *shape, device=device)
+        model(inputs.contiguous(memory_format=torch.channels_last)).sum().backward()
+    except Exception:  # the network's own code; if the order is not why, the first step tells
+        return torch.contiguous_format
+    finally:
+        model.zero_grad()
+    return torch.channels_last
 
 
 def share(step: int, steps: int) -> float:
@@ -356,21 +372,6 @@ def cosine(steps: int, warmup: int) -> Callable[[int], float]:
     return factor
 
 
-def _layout(model: nn.Module, size: int) -> torch.memory_format:
-    """The order of the input's values: channels last, in which convolutions are fastest, unless the
-    network cannot take it, as where it calls `view` on what a convolution gives."""
-    device = next(model.parameters()).device
-    model.eval()
-    try:
-        images = torch.zeros(2, 3, size, size, device=device)
-        model(images.contiguous(memory_format=torch.channels_last)).sum().backward()
-    except Exception:  # the network's own code; if the order is not why, the first step tells
-        return torch.contiguous_format
-    finally:
-        model.zero_grad()
-    return torch.channels_last
-
-
 def _optimizers(groups: list[dict[str, Any]], device: torch.device) -> list[torch.optim.Optimizer]:
     """One optimizer a kind that the groups ask for; Adam where they do not say."""
     kinds: dict[str, Any] = {"adam": torch.optim.Adam, "sgd": torch.optim.SGD}
@@ -382,7 +383,7 @@ def _optimizers(groups: list[dict[str, Any]], device: torch.device) -> list[torc
     return [kinds[kind](options, fused=fused) for kind, options in wanted.items()]
 
 
-def _class_weights(images: Images, device: torch.device) -> Tensor:
+def _class_weights(images: Examples, device: torch.device) -> Tensor:
     labels = torch.tensor([label for _, label in images.samples])
     count = torch.bincount(labels).float()
     return (len(labels) / (len(count) * count)).to(device)

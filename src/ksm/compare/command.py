@@ -77,8 +77,8 @@ def bench(
     protocol: Annotated[
         str,
         typer.Argument(
-            help="five-domains, sizes, twenty-tasks, ablation, imagenet-to-sketch or cifar100; or "
-            "rows, to list what can be compared."
+            help="five-domains, sizes, stages, twenty-tasks, ablation, imagenet-to-sketch or "
+            "cifar100; or rows, to list what can be compared."
         ),
     ],
     folder: Annotated[
@@ -106,6 +106,7 @@ def bench(
     named: dict[str, Callable[[], Protocol]] = {
         "five-domains": lambda: protocols.five_domains(**choice),
         "sizes": lambda: protocols.sizes(**choice),
+        "stages": lambda: protocols.stages(**choice),
         "twenty-tasks": lambda: public.twenty_tasks(**choice),
         "ablation": lambda: protocols.ablation(**choice),
         "imagenet-to-sketch": lambda: public.imagenet_to_sketch(folder or Path(), **choice),
@@ -119,6 +120,7 @@ def bench(
     tables = {
         "ablation": (protocols.ABLATION, protocols.ABOUT_ABLATION),
         "sizes": (protocols.SIZES, protocols.ABOUT_SIZES),
+        "stages": (protocols.STAGES, protocols.ABOUT_STAGES),
         "cifar100": (public.CIFAR100_ROWS, ""),
     }
     known, about = tables.get(protocol, (protocols.ROWS, ""))
@@ -128,9 +130,9 @@ def bench(
 
 
 def _print_rows() -> None:
-    from ksm.compare.protocol import ABLATION, ROWS, SIZES
+    from ksm.compare.protocol import ABLATION, ROWS, SIZES, STAGES
 
-    for row in (ROWS | SIZES).values():
+    for row in (ROWS | SIZES | STAGES).values():
         settings = ", ".join(f"{k} {v}" for k, v in row.settings.items())
         recipe = " released" if row.recipe == "released" else ""
         print(f"{row.name:22}{row.method}{recipe}{f' ({settings})' if settings else ''}")

@@ -160,6 +160,11 @@ def sizes(backbone: str = "resnet50_1by2") -> Protocol:
     return dataclasses.replace(five_domains(backbone), name="sizes")
 
 
+def stages(backbone: str = "resnet50_1by2") -> Protocol:
+    """The five domains, for where the mask starts."""
+    return dataclasses.replace(five_domains(backbone), name="stages")
+
+
 def ablation(backbone: str = "resnet50_1by2") -> Protocol:
     """Two of the five domains, to choose settings on their validation splits."""
     return dataclasses.replace(five_domains(backbone), name="ablation", domains=FIVE_DOMAINS[3:])
@@ -272,6 +277,23 @@ ABOUT_SIZES = (
     "The five domains again, for the size of task files: how few bytes a mask needs, and what that "
     "costs. `ksm-unpacked` has 255 levels and no penalty: what packing is measured against. All "
     "masks, Piggyback's too, are entropy-coded."
+)
+
+STAGES = {
+    row.name: row
+    for row in (
+        Row("ksm", "ksm"),
+        *(
+            Row(f"ksm-from={stage}", "ksm", settings={"mask_from": stage})
+            for stage in ("layer2", "layer3", "layer4")
+        ),
+    )
+}
+"""The mask starts at the input, or at a stage of a ResNet: what is before it, all tasks share."""
+
+ABOUT_STAGES = (
+    "The five domains again, for where the mask starts. `ksm-from=layer3` leaves the layers before "
+    "`layer3` as they are: many tasks run them once for an image, and training keeps their outputs."
 )
 
 ABOUT_ABLATION = (

@@ -14,7 +14,7 @@ import numpy as np
 
 from ksm import metrics
 from ksm.compare.cells import Cell, read
-from ksm.compare.protocol import ABLATION, ROWS, SIZES
+from ksm.compare.protocol import ABLATION, ROWS, SIZES, STAGES
 from ksm.display import clock, percent, size
 from ksm.errors import KsmError
 from ksm.methods import make
@@ -58,7 +58,8 @@ class Results:
                 raise KsmError(f"{out}: cells of task {task!r} saw different numbers of images")
         if len({cell["peak_memory"]["of"] for cell in found}) > 1:
             raise KsmError(f"{out} has cells of a GPU and of a CPU: keep each in a folder")
-        known = list({"ablation": ABLATION, "sizes": SIZES}.get(protocol["name"], ROWS))
+        tables = {"ablation": ABLATION, "sizes": SIZES, "stages": STAGES}
+        known = list(tables.get(protocol["name"], ROWS))
         rows = sorted(
             {row for row, _, _ in cells}, key=lambda r: (known.index(r) if r in known else 99, r)
         )

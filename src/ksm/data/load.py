@@ -23,7 +23,8 @@ Augment = Literal["none", "flip", "crop", "crop+flip", "pad", "pad+flip"]
 AUGMENTS: tuple[Augment, ...] = get_args(Augment)
 
 MEMORY = 4 * 1024**3
-"""Bytes of decoded images that a run keeps; images past that are decoded at each use."""
+"""Bytes of decoded images that a run keeps; images past that are decoded at each use. What they
+leave of it may hold a trunk's outputs; see `ksm.data.features`."""
 
 
 @dataclass(frozen=True)
@@ -75,6 +76,15 @@ class Images(Dataset[tuple[Tensor, int]]):
     def held(self) -> int:
         """Bytes of the decoded images that are kept."""
         return sum(pixels.numel() for pixels in self.decoded if pixels is not None)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of an item's tensor."""
+        return (3, self.preprocess.size, self.preprocess.size)
+
+    def inputs(self, batch: Tensor) -> Tensor:
+        """A batch of items, uint8, as the network takes it: float32."""
+        return normalise(batch, self.preprocess)
 
     def __len__(self) -> int:
         return len(self.samples)
