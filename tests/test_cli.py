@@ -35,7 +35,11 @@ def ksm_(monkeypatch, capsys):
     """Run the command in this process: its exit status and the text on stdout and stderr."""
 
     def run(*arguments):
-        if arguments[:1] and arguments[0] in ("eval", "predict") and "--backbone" not in arguments:
+        if (
+            arguments[:1]
+            and arguments[0] in ("eval", "predict", "which")
+            and "--backbone" not in arguments
+        ):
             arguments = (*arguments, *TINY)
         monkeypatch.setattr(sys, "argv", ["ksm", *map(str, arguments)])
         capsys.readouterr()
@@ -197,6 +201,37 @@ def test_eval_says_the_same_as_learning_did(home, works):
     assert {key: found[key] for key in stated if key != "loss"} == {
         key: value for key, value in stated.items() if key != "loss"
     }
+
+
+def test_which_task_an_image_belongs_to(home, works, refused):
+    images = sorted((home / "images" / "red").iterdir())[:3]
+    found = parsed(works("which", *images, "--json"))
+    assert [one["file"] for one in found] == [str(path) for path in images]
+    for one in found:
+        assert {task["name"] for task in one["tasks"]} == {"colours", "other"}
+        values = [task["statistics"] for task in one["tasks"]]
+        assert values == sorted(values) and values[0] >= 0
+    shown = works("which", images[0], "--by", "entropy", "--top", "1").out
+    assert "by entropy" in shown and str(images[0]) in shown
+    refused("which", images[0], "--by", "colour", told="expected statistics or entropy")
+    refused("which", "none.png", told="no such image")
+    refused("which", images[0], "--bank", "nowhere", told="no task in nowhere")
+
+
+def test_a_file_of_at_most_so_many_bytes(home, works, refused):
+    found = works("learn", "small", "images", *FAST, "--max-size", "1MB", "--half")
+    assert "for its size 0.0 points less on val" in found.out and "as asked: " in found.err
+    header = parsed(works("info", "small", "--json"))
+    assert header["record"]["max_size"]["bytes"] == 1_000_000
+    line = refused(
+        "learn", "tiny", "images", *FAST, "--max-size", "2kB", told="max size 2000 bytes"
+    )
+    assert "as asked: " in line and not (home / "bank" / "tiny.safetensors").exists()
+    refused("learn", "x", "images", *FAST, "--max-size", "big", told="expected bytes such as")
+    refused(
+        "learn", "x", "images", *FAST, "--method", "bn", "--max-size", "1MB",
+        told="--max-size goes with method ksm",
+    )  # fmt: skip
 
 
 def test_the_bank_can_be_named_by_the_environment(home, works, monkeypatch):

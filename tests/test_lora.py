@@ -14,7 +14,7 @@ from ksm.methods import make
 from ksm.methods._masked import parts_of
 from ksm.methods.lora import Adapter
 from ksm.task import restore, snapshot
-from ksm.taskfile import sizes_of
+from ksm.taskfile import pack
 
 CLASSES = ["a", "b", "c"]
 
@@ -150,7 +150,7 @@ def test_sizes(rank):
     parts = task.parts()
     assert len(parts["weights"]) == 2 * len(layers) and set(parts) == {"weights", "norm", "head"}
     assert sum(tensor.numel() for tensor in parts["weights"].values()) == numbers
-    assert sizes_of(task)["mask"] == 0 < sizes_of(task)["weights"]
+    assert pack(task).header()["bytes"]["mask"] == 0 < pack(task).header()["bytes"]["weights"]
     norms = sum(p.numel() for n, p in backbone.named_parameters() if ".bn" in n or n[:2] == "bn")
     down = sum(p.numel() for n, p in backbone.named_parameters() if "downsample.1" in n)
     assert task.method.trained(model) == numbers + norms + down + 3 * 512 + 3

@@ -324,26 +324,36 @@ def test_each_kind_is_timed_once(timings, cache):
     mixed = Mixed(backbone, tasks)
     expected = alone(backbone, tasks, x, names)
     equal(mixed(x, names), expected)
-    assert len(timings) == 2  # two convolutions
+    assert len(timings) == 3  # two convolutions, and one pass against each task by itself
     assert cache.is_file()
     equal(mixed(x, names), expected)
     equal(Mixed(backbone, tasks)(x, names), expected)
-    assert len(timings) == 2
+    assert len(timings) == 3
     Mixed(backbone, tasks)(images(40), ["ksm", "bn"] * 20)
-    assert len(timings) == 4
+    assert len(timings) == 6
 
 
 @pytest.mark.parametrize("quick", ["loop", "grouped"])
 def test_the_faster_way_is_taken(quick, monkeypatch):
     backbone, tasks = small()
-    times = {"loop": 2.0, "grouped": 2.0, quick: 1.0}
-    monkeypatch.setattr(measured, "seconds", lambda ways, device: times)
+    times = {"loop": 2.0, "grouped": 2.0, "apart": 2.0, "together": 1.0, quick: 1.0}
+    monkeypatch.setattr(measured, "seconds", lambda ways, device: {w: times[w] for w in ways})
     taken = []
     grouped = _Conv._grouped
     monkeypatch.setattr(_Conv, "_grouped", lambda *a: taken.append("grouped") or grouped(*a))
     x, names = images(4), ["ksm", "bn"] * 2
     equal(Mixed(backbone, tasks)(x, names), alone(backbone, tasks, x, names))
     assert len(taken) == (2 if quick == "grouped" else 0)
+
+
+def test_each_task_runs_by_itself_where_that_is_faster(monkeypatch):
+    backbone, tasks = small()
+    times = {"loop": 1.0, "grouped": 1.0, "apart": 1.0, "together": 2.0}
+    monkeypatch.setattr(measured, "seconds", lambda ways, device: {w: times[w] for w in ways})
+    mixed = Mixed(backbone, tasks)
+    monkeypatch.setattr(mixed, "_pass", None)
+    x, names = images(4), ["ksm", "bn"] * 2
+    equal(mixed(x, names), alone(backbone, tasks, x, names))
 
 
 def test_a_damaged_cache(cache, timings):
@@ -353,7 +363,7 @@ def test_a_damaged_cache(cache, timings):
     x, names = images(4), ["ksm", "bn"] * 2
     equal(Mixed(backbone, tasks)(x, names), alone(backbone, tasks, x, names))
     Mixed(backbone, tasks)(x, names)
-    assert len(timings) == 2
+    assert len(timings) == 3
 
 
 def test_a_cache_that_cannot_be_written(cache, timings):
@@ -363,7 +373,7 @@ def test_a_cache_that_cannot_be_written(cache, timings):
     mixed = Mixed(backbone, tasks)
     for _ in range(2):
         equal(mixed(x, names), alone(backbone, tasks, x, names))
-    assert len(timings) == 2
+    assert len(timings) == 3
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)

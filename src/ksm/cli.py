@@ -277,6 +277,50 @@ def predict(
 
 
 @app.command()
+def which(
+    images: Annotated[list[Path], typer.Argument(help="Image files.")],
+    by: Annotated[
+        str, typer.Option(help="statistics (of BatchNorm) or entropy (of the outputs).")
+    ] = "statistics",
+    top: Annotated[int, typer.Option(min=1, help="Tasks to show.")] = 3,
+    bank: BankOption = BANK,
+    backbone: BackboneOption = None,
+    json_: JsonOption = False,
+) -> None:
+    """Rank the tasks of the bank by how well images fit them, where nobody says whose they are."""
+    from ksm.bank import Bank
+
+    if by not in ("statistics", "entropy"):
+        raise KsmError(f"--by {by}: expected statistics or entropy")
+    tasks = _readable(Bank(bank))
+    if not tasks:
+        raise KsmError(f"there is no task in {bank}: learn one with `ksm learn NAME FOLDER`")
+
+    from ksm.prediction import which_task
+
+    networks = {
+        one.backbone.name: _backbone_of(one, backbone)
+        for one in {task.backbone.name: task for task in tasks}.values()
+    }
+    ranked = which_task([(task, networks[task.backbone.name]) for task in tasks], images, by)
+    found = [
+        {
+            "file": str(path),
+            "tasks": [{"name": name, by: value} for name, value in order[:top]],
+        }
+        for path, order in ranked
+    ]
+    if json_:
+        _print_json(found)
+        return
+    rows = [
+        [str(path), ", ".join(f"{name} {value:.3f}" for name, value in order[:top])]
+        for path, order in ranked
+    ]
+    _print_table(["file", f"tasks, by {by} (less fits better)"], rows)
+
+
+@app.command()
 def tasks(bank: BankOption = BANK, json_: JsonOption = False) -> None:
     """List the tasks of the bank."""
     from ksm.bank import Bank

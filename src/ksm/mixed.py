@@ -9,8 +9,8 @@ differ, the module is replaced by one that gives each image what its task says:
 | convolution | a loop over the tasks, or one convolution with a group for each task |
 | all else, the heads too | a loop over the tasks |
 
-Which of the two is faster depends on the layer, on how many images a task has, and on the machine;
-it is measured, see `ksm.measured`.
+Which of the two is faster depends on the layer, on how many images a task has, and on the machine,
+and so does whether one pass is faster than each task by itself; it is measured, see `ksm.measured`.
 """
 
 from __future__ import annotations
@@ -53,9 +53,10 @@ class Mixed:
     Args:
         backbone: only read.
         tasks: of different names, learned on this backbone by any methods.
-        strategy: how convolutions run that differ between tasks: `measured` times both ways the
-            first time it meets a kind of layer and batch, which makes such a call slow, and
-            remembers what it found in the cache folder; `loop` and `grouped` time nothing.
+        strategy: how convolutions run that differ between tasks: `measured` times both ways, and
+            one pass against each task by itself, the first time it meets a kind of layer and batch,
+            which makes such a call slow, and remembers what it found in the cache folder; `loop`
+            and `grouped` time nothing.
 
     Raises:
         KsmError: no task, two of one name, a task of another backbone, or no such strategy.
@@ -78,7 +79,9 @@ class Mixed:
         self._place = {name: place for place, name in enumerate(together)}
         self._own = [self._models[name] for name in together]
         self._run = _Run(strategy, Measured("mixed"))
-        self._lock = threading.Lock()
+        methods = sorted({f"{task.method.name} {task.method.mask_from}" for task in tasks})
+        self._label = f"network {tasks[0].fingerprint[:16]}, {', '.join(methods)}"
+        self._lock = threading.RLock()
         self._network = share(backbone).eval()
         if len(self._own) > 1:
             _mix("", self._network, self._own, self._run)
@@ -112,19 +115,47 @@ class Mixed:
         together = sorted(images_of.keys() & self._place.keys(), key=self._place.__getitem__)
         if len(together) < 2:
             together = []
-        logits: dict[int, Tensor] = {}
-        for name in images_of.keys() - set(together):
-            one = self._models[name](images[images_of[name]])
-            logits.update(zip(images_of[name], one, strict=True))
+        ways: dict[str, Callable[[], dict[int, Tensor]]] = {
+            "together": lambda: self._together(
+                images, {name: images_of[name] for name in together}
+            ),
+            "apart": lambda: self._apart(images, {name: images_of[name] for name in together}),
+        }
+        chosen = "together"
+        if together and self._run.strategy == "measured":
+            with self._lock:
+                kind = self._kind(images, [len(images_of[name]) for name in together])
+                chosen = self._run.measured.fastest(kind, ways, images.device)
+                self._run.measured.save()
+        logits = self._apart(images, {n: i for n, i in images_of.items() if n not in together})
         if together:
-            order = [image for name in together for image in images_of[name]]
-            counts = [len(images_of[name]) for name in together]
-            places = [self._place[name] for name in together]
-            most = max(self._classes[name] for name in together)
-            outputs = self._pass(images[order].contiguous(), places, counts, most)
-            for image, row in zip(order, outputs, strict=True):
-                logits[image] = row[: self._classes[names[image]]]
+            logits |= ways[chosen]()
         return [logits[image] for image in range(len(images))]
+
+    def _apart(self, images: Tensor, images_of: dict[str, list[int]]) -> dict[int, Tensor]:
+        """Logits of each image, each task by itself."""
+        found: dict[int, Tensor] = {}
+        for name, places in images_of.items():
+            found.update(zip(places, self._models[name](images[places]), strict=True))
+        return found
+
+    def _together(self, images: Tensor, images_of: dict[str, list[int]]) -> dict[int, Tensor]:
+        """Logits of each image, all tasks in one pass."""
+        order = [image for places in images_of.values() for image in places]
+        counts = [len(places) for places in images_of.values()]
+        places = [self._place[name] for name in images_of]
+        most = max(self._classes[name] for name in images_of)
+        outputs = self._pass(images[order].contiguous(), places, counts, most)
+        classes = [self._classes[n] for n, several in images_of.items() for _ in several]
+        rows = zip(order, outputs, classes, strict=True)
+        return {image: row[:count] for image, row, count in rows}
+
+    def _kind(self, images: Tensor, counts: list[int]) -> str:
+        """What decides whether one pass pays; lengths are rounded up to powers of two."""
+        return (
+            f"{self._label} on {_times(images.shape[2:])}, {len(counts)} tasks, longest "
+            f"{_power(max(counts))} of {_power(sum(counts))}"
+        )
 
     def _pass(self, images: Tensor, places: list[int], counts: list[int], classes: int) -> Tensor:
         """Outputs (n, classes) of a sorted batch; behind a task's last class they mean nothing."""

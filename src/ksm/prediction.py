@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from ksm.data.load import centre, normalise, read
 from ksm.data.preprocess import Preprocess
 from ksm.errors import KsmError
+from ksm.ranking import By, fit
 from ksm.task import Task
 from ksm.trunk import AllTasks
 
@@ -72,6 +73,36 @@ def predict_all(
             for task in same:
                 found[task.name] += _ranked(task, paths, logits[task.name], top)
     return found
+
+
+@torch.no_grad()
+def which_task(
+    tasks: Sequence[tuple[Task, nn.Module]],
+    files: Sequence[str | os.PathLike[str]],
+    by: By = "statistics",
+    batch: int = 32,
+) -> list[tuple[Path, list[tuple[str, float]]]]:
+    """For each file the tasks, the likeliest first, with how well it fits: less is better.
+
+    Args:
+        tasks: each with its backbone.
+        by: see `ksm.ranking.Fit`.
+
+    Raises:
+        KsmError: a file cannot be read, a backbone is not a task's, or a network has no BatchNorm.
+    """
+    paths = [Path(file) for file in files]
+    values: list[list[float]] = []
+    for task, backbone in tasks:
+        model, found = task.on(backbone), list[float]()
+        for _, inputs in _batches(paths, task.preprocess, batch, _device(backbone)):
+            found += getattr(fit(model, inputs), by).tolist()
+        values.append(found)
+    named = [task.name for task, _ in tasks]
+    return [
+        (path, sorted(zip(named, column, strict=True), key=lambda one: one[1]))
+        for path, column in zip(paths, zip(*values, strict=True), strict=True)
+    ]
 
 
 def _device(model: nn.Module) -> torch.device:

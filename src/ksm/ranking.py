@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Literal
@@ -77,12 +77,3 @@ def _measure(
     ratio = (variance + norm.eps) / expected
     shift = (mean - norm.running_mean.float()).square() / expected
     keep((0.5 * (ratio + shift - 1 - ratio.log())).clamp_max(10).mean(1))
-
-
-def rank(fits: Sequence[Fit], by: By = "statistics") -> Tensor:
-    """Tasks for each image, the likeliest first: int64, shape (n, tasks).
-
-    Args:
-        fits: of the same images, one a task.
-    """
-    return torch.stack([getattr(one, by) for one in fits], dim=1).argsort(1)
