@@ -1,7 +1,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test test-fast check bench-small bench-ablation clean
+.PHONY: demo test test-fast check bench-small bench-ablation bench-size bench-use clean
 
 demo: .venv/ready          ## three real tasks on one frozen backbone
 	$(BIN)/python examples/demo.py
@@ -33,6 +33,22 @@ SEEDED = ksm,ksm-start=0.006,$(MINMAX)-score_lr=0.002,$(MINMAX)-start=0.006
 bench-ablation: .venv/ready  ## one setting of ksm changed at a time, on two domains
 	$(BIN)/ksm bench ablation --processes 2 --out results/ablation
 	$(BIN)/ksm bench ablation --processes 2 --out results/ablation --seeds 3 --methods $(SEEDED)
+
+CURVE = ksm-unpacked,ksm,ksm-small,ksm-smaller,ksm-smaller-rate,ksm-smallest,piggyback+bn
+
+bench-size: .venv/ready    ## how small task files can be, and what that costs: hours
+	$(BIN)/ksm bench sizes --processes 2 --out results/sizes/resnet50_1by2
+	$(BIN)/ksm bench sizes --processes 2 --out results/sizes/resnet50_1by2 --seeds 3 --methods $(CURVE)
+	$(BIN)/python benchmarks/sizes.py
+
+bench-use: .venv/ready     ## switching, shared trunk, mixed batches, unknown tasks, large banks
+	$(BIN)/python benchmarks/switching.py
+	$(BIN)/ksm bench stages --processes 2 --out results/stages/resnet50_1by2
+	$(BIN)/python benchmarks/trunk.py
+	$(BIN)/python benchmarks/mixed.py
+	$(BIN)/ksm bench sizes --methods ksm --out results/sizes/resnet50_1by2
+	$(BIN)/python benchmarks/unknown.py
+	$(BIN)/python benchmarks/bank.py
 
 # torch first: the version that the constraints name is then kept by what needs "torch".
 .venv/ready: pyproject.toml constraints.txt

@@ -16,10 +16,11 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from measuring import spread, untrained, write
+from measuring import ms, spread, untrained, write
 from torch import nn
 
 from ksm import KSM, Bank
+from ksm.compare.report import table
 
 LAST = 100
 
@@ -76,11 +77,11 @@ def main() -> None:
             spread(found["adding, the first"]),
             spread(found["adding, the last"]),
         ],
-        ["opening a task, ms", spread(found["opening, of 10"]), spread(found["opening"])],
+        ["opening a task, ms", ms(found["opening, of 10"]), ms(found["opening"])],
         [
             "`ksm tasks`, s",
-            spread(found["listing, of 10"], 1),
-            f"{spread(found['listing, again'], 1)}; the first time {found['listing, first']:.1f}",
+            spread(found["listing, of 10"]),
+            f"{spread(found['listing, again'])}; the first time {found['listing, first']:.1f}",
         ],
     ]
     about = (
@@ -88,7 +89,10 @@ def main() -> None:
         "other work in a bank of 10 against the full one. Median and middle half; "
         f"median of the last over the first: {median(adding[-LAST:]) / median(adding[:LAST]):.2f}."
     )
-    write(Path("results/speed/bank"), found, ["", "few tasks", f"{count:,} tasks"], rows, about)
+    text = (
+        f"# Many tasks in a bank\n\n{about}\n\n{table(['', 'few tasks', f'{count:,} tasks'], rows)}"
+    )
+    write(Path("results/speed/bank"), found, text)
 
 
 if __name__ == "__main__":

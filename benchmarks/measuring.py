@@ -16,7 +16,6 @@ import torch
 from torch import nn
 
 from ksm import Method, Task, add_task
-from ksm.compare.report import table
 from ksm.methods._masked import ScoreMask, parts_of
 
 OFF = 0.34
@@ -24,34 +23,50 @@ OFF = 0.34
 domains."""
 
 
-def in_turns(works: Mapping[str, Callable[[], object]], repeats: int) -> dict[str, list[float]]:
-    """Seconds of each work, one after another in each repeat, so that a busy moment hits all."""
-    times: dict[str, list[float]] = {name: [] for name in works}
-    for repeat in range(repeats + 1):
-        for name, work in works.items():
+Times = dict[str, list[float]]
+
+
+def in_turns(works: Mapping[str, Callable[[], object]], repeats: int) -> Times:
+    """Seconds of each work, one after another in each repeat, so that a busy moment hits all; the
+    order goes round."""
+    times: Times = {name: [] for name in works}
+    for work in (*works.values(), *works.values()):  # to warm up
+        work()
+    order = list(works)
+    for _ in range(repeats):
+        order.append(order.pop(0))
+        for name in order:
             began = time.perf_counter()
-            work()
-            if repeat:  # the first warms up
-                times[name].append(time.perf_counter() - began)
+            works[name]()
+            times[name].append(time.perf_counter() - began)
     return times
 
 
-def spread(times: Sequence[float], scale: float = 1e3) -> str:
-    """Median and the middle half of some times, in ms: `1.23 (1.20 ... 1.31)`."""
-    low, high = (float(torch.quantile(torch.tensor(times), q)) for q in (0.25, 0.75))
-    return f"{scale * median(times):.2f} ({scale * low:.2f} ... {scale * high:.2f})"
+def spread(values: Sequence[float], form: str = ".2f") -> str:
+    """The median, and the quarter and three-quarter points: `1.23 (1.20 ... 1.31)`."""
+    low, high = torch.tensor(values).quantile(torch.tensor([0.25, 0.75])).tolist()
+    return f"{median(values):{form}} ({low:{form}} ... {high:{form}})"
 
 
-def ratio(times: Sequence[float], rival: Sequence[float]) -> float:
-    """Ratio of the medians."""
-    return median(times) / median(rival)
+def ms(times: Sequence[float], form: str = ".2f") -> str:
+    """`spread` of seconds, in ms."""
+    return spread([1000 * one for one in times], form)
+
+
+def over(times: Sequence[float], rival: Sequence[float]) -> str:
+    """`spread` of the ratio to a rival, taken within each repeat."""
+    return spread([one / other for one, other in zip(times, rival, strict=True)])
 
 
 def untrained(backbone: nn.Module, name: str, method: Method, classes: int = 8) -> Task:
-    """A task with random masks of the share `OFF`, where only sizes and times count."""
+    """A task with random masks of the share `OFF`, for sizes and times alone."""
     model = add_task(backbone, classes, method=method)
     for _, mask in parts_of(model, ScoreMask):
         nn.init.normal_(mask.score, 5e-3 + 0.412 * 5e-3, 5e-3)  # P(score < 5e-3) = OFF
+    theirs = {tensor.data_ptr() for tensor in backbone.state_dict().values()}
+    for key, tensor in model.state_dict().items():
+        if key.endswith(("running_mean", "running_var")) and tensor.data_ptr() not in theirs:
+            tensor.mul_(1 + 0.2 * torch.rand_like(tensor))
     return Task.of(model, name, [str(label) for label in range(classes)])
 
 
@@ -64,9 +79,9 @@ def processor() -> str:
         return platform.machine()
 
 
-def write(path: Path, found: Mapping[str, Any], head: Sequence[str], rows: Sequence[Sequence[str]],
-          about: str) -> None:  # fmt: skip
-    """Write a JSON with all numbers, and a Markdown table beside it; print the table."""
+def write(path: Path, found: Mapping[str, Any], text: str) -> None:
+    """Write a JSON with all numbers and a Markdown text beside it, both with the machine; print
+    the text."""
     machine = {
         "processor": processor(),
         "cores": os.cpu_count(),
@@ -75,10 +90,9 @@ def write(path: Path, found: Mapping[str, Any], head: Sequence[str], rows: Seque
         "torch": version("torch"),
     }
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.with_suffix(".json").write_text(
-        json.dumps({"machine": machine, **found}, indent=1) + "\n", encoding="utf-8"
-    )
+    content = json.dumps({"machine": machine, **found}, indent=1) + "\n"
+    path.with_suffix(".json").write_text(content, encoding="utf-8")
     where = ", ".join(f"{key} {value}" for key, value in machine.items())
-    text = f"{about}\n\nMeasured on: {where}.\n\n{table(head, rows)}\n"
+    text = f"{text.strip()}\n\nMeasured on: {where}.\n"
     path.with_suffix(".md").write_text(text, encoding="utf-8")
     print(text)

@@ -18,6 +18,7 @@ from torchvision.models import resnet18, resnet50, vgg16_bn
 
 import ksm
 from ksm import KSM, Task, Training
+from ksm.compare.report import table
 from ksm.data.sets import get
 from ksm.display import percent, size
 from ksm.fitting import size_of
@@ -92,12 +93,13 @@ def main() -> None:
         "file, half precision", "full copy", "a bit a weight", "float32 scores",
     ]  # fmt: skip
     about = (
-        "Bytes on the disk of a task of 8 classes, by part. `a bit a weight`: Piggyback's mask as "
+        "# Task files\n\nBytes on the disk of a task of 8 classes, by part. `a bit a weight`: "
+        "Piggyback's mask as "
         "its paper counts it. `float32 scores`: the scores as they are trained. Trained on "
         f"{DOMAIN}, 1,000 images of 64 pixels, {epochs} epochs; where there are no pretrained "
         "weights, masks are random with the share of units off that ksm has on the five domains."
     )
-    write(Path("results/sizes/networks"), found, head, rows, about)
+    write(Path("results/sizes/networks"), found, f"{about}\n\n{table(head, rows)}")
 
 
 if __name__ == "__main__":

@@ -17,13 +17,14 @@ from statistics import median
 from typing import Any
 
 import torch
-from measuring import in_turns, ratio, spread, untrained, write
+from measuring import Times, in_turns, ms, over, untrained, write
 from safetensors.torch import load
 from torch import nn
 from torchvision.models import resnet18, resnet50
 
 import ksm
 from ksm import KSM, Bank
+from ksm.compare.report import table
 from ksm.display import size
 from ksm.place import Place
 from ksm.taskfile import pack, unpack
@@ -38,7 +39,7 @@ MANY = 1000
 
 
 @torch.no_grad()
-def switching(backbone: nn.Module, method: KSM, repeats: int) -> dict[str, list[float]]:
+def switching(backbone: nn.Module, method: KSM, repeats: int) -> Times:
     """Seconds of each way from one task to another."""
     tasks = [untrained(backbone, f"t{i}", method) for i in range(2)]
     packed = [pack(task) for task in tasks]
@@ -113,27 +114,27 @@ def main() -> None:
             rows.append(
                 [
                     f"{network}, {name}",
-                    spread(times["copy"]),
-                    f"{ratio(times['from mask'], times['copy']):.2f}",
-                    f"{ratio(times['from packed'], times['copy']):.2f}",
-                    spread(times["from packed"]),
-                    f"{1e3 * median(times['new fold']):.0f}",
+                    ms(times["copy"]),
+                    over(times["from mask"], times["copy"]),
+                    over(times["from packed"], times["copy"]),
+                    ms(times["from packed"]),
+                    f"{1000 * median(times['new fold']):.0f}",
                 ]
             )
     found["memory"] = many(KSM())
     grown = found["memory"]["with tasks"] - found["memory"]["backbone"]
     files = MANY * found["memory"]["file"]
     about = (
-        "Switching from one task to another in an `Engine`; times in ms, median and middle half. "
-        "Ratios are of medians, over a copy of the masked weights in the same run. `new fold`: a "
-        f"new module, with `Task.on`.\n\nMemory: {MANY} registered tasks took {size(grown)} "
+        "# Switching\n\nFrom one task to another in an `Engine`; ms, median and middle half. "
+        "Ratios are to a copy of the masked weights in the same turn. `new fold`: a new module, "
+        f"with `Task.on`.\n\nMemory: {MANY} registered tasks took {size(grown)} "
         f"more, {grown / files:.3f} of the bytes of their files ({size(files)})."
     )
     head = [
         "network, masks", "copy", "from mask / copy", "from packed / copy", "from packed",
         "new fold",
     ]  # fmt: skip
-    write(Path("results/speed/switching"), found, head, rows, about)
+    write(Path("results/speed/switching"), found, f"{about}\n\n{table(head, rows)}")
 
 
 if __name__ == "__main__":

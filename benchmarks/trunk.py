@@ -7,67 +7,39 @@ results/stages/resnet50_1by2`, where that was run.
 from __future__ import annotations
 
 import argparse
-import json
-import os
-import platform
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 import torch
+from measuring import in_turns, ms, over, untrained, write
 from torch import Tensor, nn
 from torch.nn import functional
 
 import ksm
-from ksm import KSM, AllTasks, Task, add_task, parameter_groups
+from ksm import KSM, AllTasks, add_task, parameter_groups
 from ksm.compare.report import Results, table, text
 from ksm.display import size
-from ksm.methods._masked import parts_of
-from ksm.methods.ksm import SoftMask
 from ksm.metrics import paired
 from ksm.trunk import split
 
-BACKBONE, PIXELS, CLASSES, TASKS, BATCH = "resnet50_1by2", 64, 10, 5, 32
+BACKBONE, PIXELS, CLASSES, TASKS, BATCH = "resnet50_1by2", 64, 8, 5, 32
 STARTS = (None, "layer1", "layer2", "layer3", "layer4")
 STAGES = Path("results/stages") / BACKBONE
-
-Times = dict[str, list[float]]
-
-
-def interleaved(works: dict[str, Callable[[], object]], repeats: int) -> Times:
-    """Seconds of each work, one after another in each repeat, so that a busy moment hits all."""
-    times: Times = {name: [] for name in works}
-    for repeat in range(repeats + 1):
-        for name, work in works.items():
-            began = time.perf_counter()
-            work()
-            if repeat:  # the first warms up
-                times[name].append(time.perf_counter() - began)
-    return times
-
-
-def task(backbone: nn.Module, name: str, start: str | None) -> Task:
-    """A task with random masks, of which some three in ten units are off."""
-    model = add_task(backbone, CLASSES, method=KSM(mask_from=start))
-    with torch.no_grad():
-        for _, mask in parts_of(model, SoftMask):
-            mask.score.copy_(8e-3 + 5e-3 * torch.randn_like(mask.score))
-    return Task.of(model, name, [str(i) for i in range(CLASSES)])
 
 
 @torch.no_grad()
 def inference(backbone: nn.Module, start: str | None, batch: int, repeats: int) -> dict[str, Any]:
     """Seconds of five tasks on one batch: apart, each a folded model, and together."""
-    tasks = [task(backbone, f"task {i}", start) for i in range(TASKS)]
+    tasks = [untrained(backbone, f"task {i}", KSM(mask_from=start)) for i in range(TASKS)]
     apart, together = [one.on(backbone) for one in tasks], AllTasks(backbone, tasks)
     images = torch.randn(batch, 3, PIXELS, PIXELS)
     found = together(images)
     same = [torch.equal(found[t.name], m(images)) for t, m in zip(tasks, apart, strict=True)]
     if not all(same):
         raise RuntimeError(f"the outputs of {same.count(False)} tasks differ, from {start}")
-    return interleaved(
+    return in_turns(
         {
             "apart": lambda: [model(images) for model in apart],
             "together": lambda: together(images),
@@ -124,7 +96,7 @@ def training(backbone: nn.Module, repeats: int) -> dict[str, Any]:
         for name, step in steps.items():
             bytes_kept[name] = kept_for_backward(step, model)
         works |= steps
-    return {"seconds": interleaved(works, repeats), "kept": bytes_kept, "feature": feature}
+    return {"seconds": in_turns(works, repeats), "kept": bytes_kept, "feature": feature}
 
 
 def lost() -> dict[str, str]:
@@ -137,16 +109,6 @@ def lost() -> dict[str, str]:
     return {start: f"{text(found, '+')} ({len(found)})" for start, found in pairs.items() if found}
 
 
-def spread(values: Sequence[float], form: str) -> str:
-    """The median, and the quarter and three-quarter points."""
-    low, high = torch.tensor(values).quantile(torch.tensor([0.25, 0.75])).tolist()
-    return f"{median(values):{form}} ({low:{form}} ... {high:{form}})"
-
-
-def ratios(first: Sequence[float], second: Sequence[float]) -> list[float]:
-    return [a / b for a, b in zip(first, second, strict=True)]
-
-
 def markdown(found: dict[str, Any]) -> str:
     head = ["mask from", "one image: apart, ms", "together, ms", "times faster"]
     head += [f"{BATCH} images: apart, ms", "together, ms", "times faster"]
@@ -155,7 +117,7 @@ def markdown(found: dict[str, Any]) -> str:
         line = [start]
         for times in batches.values():
             line += [f"{1000 * median(times[how]):.1f}" for how in ("apart", "together")]
-            line.append(spread(ratios(times["apart"], times["together"]), ".2f"))
+            line.append(over(times["apart"], times["together"]))
         body.append(line)
     train = found["training"]
     whole, rows = train["seconds"]["none"], list[list[str]]()
@@ -164,22 +126,20 @@ def markdown(found: dict[str, Any]) -> str:
         rows.append(
             [
                 name,
-                spread([1000 * one for one in times], ".0f"),
-                spread(ratios(whole, times), ".2f"),
+                ms(times, ".0f"),
+                over(whole, times),
                 size(train["kept"][name]),
                 size(train["feature"][start]) if name != start else "-",
                 found["lost"].get(start, "-") if name != "none" else "0",
             ]
         )
-    machine = found["machine"]
     return "\n".join(
         [
             f"# A shared trunk: {BACKBONE} at {PIXELS} pixels",
             "",
-            f"{TASKS} tasks with random masks. Median over {machine['repeats']} repeats, in which "
-            "all works alternate; in brackets the middle half of the repeats. "
-            f"{machine['processor']}, {machine['threads']} threads of {machine['cores']} cores, "
-            f"torch {machine['torch']}. Outputs together and apart are equal to the bit.",
+            f"{TASKS} tasks with random masks. Median over {found['repeats']} turns, in which all "
+            "works alternate; in brackets the middle half. Outputs together and apart are equal to "
+            "the bit.",
             "",
             f"## {TASKS} tasks on the same images",
             "",
@@ -205,32 +165,21 @@ def markdown(found: dict[str, Any]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--repeats", type=int, default=30)
-    parser.add_argument("--out", type=Path, default=Path("results/speed"))
-    options = parser.parse_args()
+    repeats = parser.parse_args().repeats
     torch.manual_seed(0)
     backbone = ksm.backbone(BACKBONE)
     found: dict[str, Any] = {
-        "machine": {
-            "processor": platform.machine(),
-            "cores": os.cpu_count(),
-            "threads": torch.get_num_threads(),
-            "torch": torch.__version__,
-            "repeats": options.repeats,
-        },
+        "repeats": repeats,
         "inference": {
             start or "none": {
-                batch: inference(backbone, start, batch, options.repeats) for batch in (1, BATCH)
+                batch: inference(backbone, start, batch, repeats) for batch in (1, BATCH)
             }
             for start in STARTS
         },
-        "training": training(backbone, options.repeats),
+        "training": training(backbone, repeats),
         "lost": lost(),
     }
-    options.out.mkdir(parents=True, exist_ok=True)
-    (options.out / "trunk.json").write_text(json.dumps(found, indent=1) + "\n")
-    report = markdown(found)
-    (options.out / "trunk.md").write_text(report)
-    print(report)
+    write(Path("results/speed/trunk"), found, markdown(found))
 
 
 if __name__ == "__main__":
