@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ksm import KsmError
-from ksm.pack import length, look_up, pack, per_byte, table, unpack, wide_table
+from ksm.pack import indices, length, look_up, pack, per_byte, table, unpack, wide_table
 
 
 @given(st.integers(2, 256), st.integers(0, 70), st.integers(0, 2**32 - 1))
@@ -39,8 +39,9 @@ def test_values_stand_for_digits(make, count):
     digits = torch.randint(0, 3, (count,), generator=torch.Generator().manual_seed(0))
     values = (1.0, 0.5, -0.25)
     expected = torch.tensor(values)[digits]
-    assert torch.equal(look_up(pack(digits, 3), make(values))[:count], expected)
-    twice = look_up(pack(digits, 3), make(values, 2))[: 2 * count]
+    index = indices(pack(digits, 3), wide=make is wide_table)
+    assert torch.equal(look_up(index, make(values))[:count], expected)
+    twice = look_up(index, make(values, 2))[: 2 * count]
     assert torch.equal(twice, expected.repeat_interleave(2))
 
 

@@ -16,6 +16,7 @@ A transposed convolution keeps its weight as (inputs, outputs / groups, *k); it 
 (o, i, *k) of the same connections.
 """
 
+import functools
 import math
 from dataclasses import dataclass
 from typing import Literal, get_args
@@ -53,7 +54,7 @@ class Layout:
     per_unit: tuple[int, int]
     transposed_groups: int = 0
 
-    @property
+    @functools.cached_property
     def repeat(self) -> int:
         """How many neighbouring inputs share each unit, where units divide them evenly, else 1."""
         outputs, inputs = self.per_unit

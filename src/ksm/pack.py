@@ -48,7 +48,8 @@ def unpack(packed: Tensor, base: int, count: int) -> Tensor:
         KsmError: the number of bytes is not the one that `count` digits take, or a byte is none.
     """
     check(packed, base, length(count, base))
-    return look_up(packed, table(tuple(range(base))))[:count].to(torch.uint8)
+    found = look_up(indices(packed, wide=False), table(tuple(range(base))))
+    return found[:count].to(torch.uint8)
 
 
 def check(packed: Tensor, base: int, expected: int) -> None:
@@ -90,12 +91,15 @@ def wide_table(values: tuple[float, ...], repeat: int = 1) -> Tensor:
     return torch.cat([rows.expand(shape), rows[:, None].expand(shape)], dim=2).flatten(0, 1)
 
 
-def look_up(packed: Tensor, table: Tensor) -> Tensor:
-    """What the digits stand for, those that fill the last bytes too; one dimension, on the CPU.
+def look_up(index: Tensor, table: Tensor) -> Tensor:
+    """What digits stand for, those that fill the last bytes too; float32, one dimension.
 
     Args:
-        packed: uint8, an even number of bytes.
-        table: from `table` or `wide_table`.
+        index: from `indices`, for a table of that kind.
     """
-    index = packed if len(table) == 256 else packed.view(torch.uint16)
-    return table.index_select(0, index.int()).reshape(-1)
+    return table.index_select(0, index).view(-1)
+
+
+def indices(packed: Tensor, wide: bool) -> Tensor:
+    """Bytes, or (`wide`) pairs of them, as the rows of a table: int32."""
+    return (packed.view(torch.uint16) if wide else packed).int()

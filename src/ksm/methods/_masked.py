@@ -15,7 +15,7 @@ from ksm.clone import own_norms
 from ksm.errors import KsmError
 from ksm.layout import Granularity, Layout, can_mask, layout
 from ksm.methods._method import Method, Tensors, matches, others, trunk
-from ksm.pack import check, length, look_up, pack, table, wide_table
+from ksm.pack import check, indices, length, look_up, pack, table, wide_table
 
 Norms = Literal["task", "frozen"]
 
@@ -117,11 +117,16 @@ class Masked(Method):
         check(packed, base, sum(lengths))
         own = [tuple(row) for row in values.reshape(-1, base).tolist()]
         shared = len(own) == 1
-        for place, (cut, part) in enumerate(zip(cuts, packed.split(lengths), strict=True)):
-            wide = shared and cut.repeat == 1  # others would be too large, or too many
-            rows = (wide_table if wide else table)(own[0 if shared else place], cut.repeat)
-            shape = (cut.units[0], cut.units[1] * cut.repeat, *cut.units[2:])
-            yield cut.spread(look_up(part, rows)[: math.prod(shape)].reshape(shape))
+        narrow = indices(packed, wide=False).split(lengths)
+        pairs = indices(packed, wide=True).split([n // 2 for n in lengths])
+        for place, cut in enumerate(cuts):
+            repeat, (outputs, inputs, *kernel) = cut.repeat, cut.units
+            if shared and repeat == 1:  # else the tables would be too large, or too many
+                units = look_up(pairs[place], wide_table(own[0]))
+            else:
+                units = look_up(narrow[place], table(own[0 if shared else place], repeat))
+            count = outputs * inputs * repeat * math.prod(kernel)
+            yield cut.spread(units[:count].view(outputs, inputs * repeat, *kernel))
 
 
 @dataclass(frozen=True)
