@@ -74,8 +74,8 @@ def main() -> None:
     rows = [
         [
             "adding a task, ms",
-            spread(found["adding, the first"]),
-            spread(found["adding, the last"]),
+            ms(found["adding, the first"]),
+            ms(found["adding, the last"]),
         ],
         ["opening a task, ms", ms(found["opening, of 10"]), ms(found["opening"])],
         [

@@ -18,7 +18,7 @@ from ksm.compare.report import table
 from ksm.data.folder import scan, spread
 from ksm.data.load import load, normalise
 from ksm.display import percent
-from ksm.ranking import fit
+from ksm.ranking import MEASURES
 
 OUT = Path("results/sizes/resnet50_1by2")
 IMAGES = 200
@@ -40,10 +40,10 @@ def main() -> None:
         samples = spread(scan(OUT / "images" / name).splits["test"], IMAGES)
         images = load(samples, task.preprocess)
         pixels = torch.stack([images[i][0] for i in range(len(images))])
-        fits = [fit(models[other], normalise(pixels, task.preprocess)) for other in names]
+        inputs = normalise(pixels, task.preprocess)
         first = {
-            by: torch.stack([getattr(one, by) for one in fits]).argmin(0)
-            for by in ("statistics", "entropy")
+            by: torch.stack([measure(models[other], inputs) for other in names]).argmin(0)
+            for by, measure in MEASURES.items()
         }
         found["first"][name] = {
             by: {other: int((places == i).sum()) for i, other in enumerate(names)}
@@ -62,7 +62,7 @@ def main() -> None:
         )
     average = {
         by: sum(each[by][name] for name, each in found["first"].items()) / IMAGES / len(names)
-        for by in ("statistics", "entropy")
+        for by in MEASURES
     }
     rows.append(["average", *(f"**{percent(value)}**" for value in average.values()), ""])
     about = (

@@ -11,6 +11,7 @@ from conftest import PREPROCESS, tiny
 from ksm import Bank, Engine, KsmError, Task, add_task
 from ksm.methods._owned import owned_weights
 from ksm.place import Place
+from ksm.taskfile import _signed, content_of, pack
 
 
 def learned(backbone, name, method="ksm", classes=3, seed=0):
@@ -177,21 +178,108 @@ def test_a_task_in_use_is_not_switched_away(backbone, images):
     assert not other.is_alive() and len(got) == 1
 
 
-def test_a_fold_that_fails_leaves_the_engine_working(backbone, images, monkeypatch):
+def test_a_switch_that_fails_becomes_a_fold(backbone, images, monkeypatch):
     engine = Engine(backbone, keep=1)
-    for i in range(2):
-        engine.add(learned(backbone, f"t{i}", seed=i))
+    tasks = [learned(backbone, f"t{i}", seed=i) for i in range(2)]
+    for task in tasks:
+        engine.add(task)
     expected = engine("t0", images)
 
     def fail(self, packed):
-        raise MemoryError
+        self.folded[0].zero_()
+        raise RuntimeError
 
     with monkeypatch.context() as patch:
         patch.setattr(Place, "write", fail)
-        with pytest.raises(MemoryError):
+        assert torch.equal(engine("t1", images), tasks[1].on(backbone)(images))
+    assert torch.equal(engine("t0", images), expected)
+
+
+def test_a_fold_that_fails_leaves_the_engine_working(backbone, images, monkeypatch):
+    engine = Engine(backbone, keep=1)
+    for i in range(2):
+        engine.add(learned(backbone, f"t{i}", "bn", seed=i))
+    expected = engine("t0", images)
+    with monkeypatch.context() as patch:
+        patch.setattr(Task, "on", lambda self, backbone: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
             engine("t1", images)
     assert torch.equal(engine("t0", images), expected)
     assert engine("t1", images).shape == (4, 3)
+
+
+def head_of(shape):
+    return {"own/fc.weight": torch.ones(3, 16), "own/fc.bias": torch.ones(shape)}
+
+
+@pytest.mark.parametrize(
+    "part",
+    [
+        {"head": head_of(1)},
+        {"head": head_of(7)},
+        {"head": {"own/fc.weight": torch.ones(3, 16)}},
+        {"mask": {"mask/units": torch.ones(3, dtype=torch.uint8)}},
+        {"mask": {}},
+        {"norm": {"own/norm1.weight": torch.ones(9)}},
+    ],
+    ids=["bias of 1", "bias of 7", "no bias", "short mask", "no mask", "other norms"],
+)
+def test_a_file_that_does_not_fit_is_refused_whatever_was_folded_before(
+    backbone, images, tmp_path, part
+):
+    import zstandard
+    from safetensors.torch import save
+
+    bank, engine = Bank(tmp_path), Engine(backbone, keep=1)
+    packed = pack(learned(backbone, "bad"))
+    frames = {name: zstandard.compress(save(tensors)) for name, tensors in part.items()}
+    meta = packed.header()
+    del meta["digest"]
+    bank.path("bad").write_bytes(content_of(_signed(meta, {**packed.parts, **frames})))
+    engine.add(learned(backbone, "good"))
+    engine.add(bank.path("bad"))
+    for _ in range(2):
+        expected = engine("good", images)
+        with pytest.raises(KsmError, match="bad"):
+            engine("bad", images)
+    assert torch.equal(engine("good", images), expected)
+
+
+class Unusual(torch.nn.Module):
+    """A normalisation of three dimensions, and one of another precision."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = torch.nn.Conv2d(3, 8, 3, 4, 1)
+        self.norm = torch.nn.LayerNorm((8, 8, 8))
+        self.last = torch.nn.BatchNorm1d(8, dtype=torch.float64)
+        self.fc = torch.nn.Linear(8, 3)
+
+    def forward(self, x):
+        x = self.norm(self.conv(x)).mean((2, 3))
+        return self.fc(self.last(x.double()).float())
+
+
+@pytest.mark.parametrize("norm", [True, False])
+def test_networks_that_do_not_switch_in_place_are_folded_anew(images, norm):
+    backbone = Unusual().eval()
+    if not norm:
+        backbone.norm = torch.nn.BatchNorm2d(8)
+    tasks = [learned(backbone, f"t{i}", seed=i) for i in range(2)]
+    engine = Engine(backbone, keep=1)
+    for task in tasks:
+        engine.add(task)
+    for task in (*tasks, *tasks):
+        assert torch.equal(engine(task.name, images), task.on(backbone)(images))
+
+
+def test_a_task_has_the_name_that_it_has_here(backbone, tmp_path):
+    bank, engine = Bank(tmp_path), Engine(backbone)
+    task = learned(backbone, "one")
+    path = bank.save(task).rename(tmp_path / "two.safetensors")
+    engine.add(path)
+    assert engine.names() == ["two"] and engine.task("two").name == "two"
+    Bank(tmp_path / "other").save(engine.task("two"))
 
 
 def tensors():

@@ -266,7 +266,7 @@ def test_user_errors(backbone):
         (lambda: make("ksm", alfa=1), "no setting 'alfa'"),
         (lambda: make("ksm", alpha="much"), "alpha of method ksm is 'much': expected a float"),
         (lambda: make("ksm", noise=1), "noise of method ksm is 1: expected a bool"),
-        (lambda: make("ksm", alpha=2), "alpha 2: expected a value from 0 to 1"),
+        (lambda: make("ksm", alpha=2), "alpha 2.0: expected a value from 0 to 1"),
         (lambda: make("ksm", granularity="x"), "granularity 'x': expected one of kernel"),
         (lambda: make("bn", lr=-1.0), "lr -1.0: expected a number greater than 0"),
         (lambda: make("ksm", score_lr=float("nan")), "score_lr nan: expected"),

@@ -378,7 +378,8 @@ def info(
         ["validation", percent(_accuracy(one, "val"))],
         ["test", percent(_accuracy(one, "test"))],
         ["size", f"{size(sizes['file'])}: " + ", ".join(
-            f"{part} {size(sizes[part])}" for part in ("mask", "norm", "head")
+            f"{part} {size(sizes[part])}"
+            for part in ("mask", "norm", "head", "weights") if sizes.get(part)
         )],
     ]  # fmt: skip
     if _numbers(record, "full_copy"):

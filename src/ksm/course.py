@@ -103,8 +103,11 @@ class Run:
         # order of values counts, and whether an image comes by itself, as in training none does.
         count, least = len(self.train), self.training.batch
         batch = next(n for n in itertools.count(least) if count % n != 1 or n > count)
-        train = features(self.train, batch, layout_of(model, self.train.shape))
-        val = features(self.val, BATCH, torch.contiguous_format)
+        try:
+            train = features(self.train, batch, layout_of(model, self.train.shape))
+            val = features(self.val, BATCH, torch.contiguous_format)
+        except torch.OutOfMemoryError:
+            return whole
         self.seconds += time.perf_counter() - began
         return rest, train, val
 

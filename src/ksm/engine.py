@@ -7,6 +7,7 @@ by one multiplication a layer, the normalisations by one copy, and a head of its
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import threading
 from collections import OrderedDict
@@ -27,8 +28,8 @@ from ksm.taskfile import Packed, pack, read_packed, unpack
 class Engine:
     """One backbone and any number of tasks, of which `keep` are folded at a time.
 
-    Several threads may use an engine at once. A task that is being used is never switched away;
-    where all `keep` are in use, a thread that asks for another one waits.
+    Several threads may use an engine at once (on a GPU, all on one stream). A task that is being
+    used is never switched away; where all `keep` are in use, a thread that asks for another waits.
 
     Args:
         backbone: only read; on the device where the tasks shall run.
@@ -94,7 +95,8 @@ class Engine:
         return list(self._tasks)
 
     def task(self, name: str) -> Task:
-        """A registered task, unpacked.
+        """A registered task, unpacked, by the name that it has here and without the history of its
+        epochs.
 
         Raises:
             KsmError: there is none of that name.
@@ -102,7 +104,9 @@ class Engine:
         with self._changed:
             self._check(name)
             found = self._tasks[name]
-        return found if isinstance(found, Task) else unpack(found, Path(name))[0]
+        if isinstance(found, Task):
+            return found
+        return dataclasses.replace(unpack(found, Path(name))[0], name=name, digest=None)
 
     def __call__(self, name: str, images: Tensor) -> Tensor:
         """Logits of a task, shape (n, classes), for images (n, 3, h, w) that are prepared as it
@@ -116,7 +120,10 @@ class Engine:
 
     @contextmanager
     def using(self, name: str) -> Generator[nn.Module]:
-        """The task as a plain module in evaluation mode, which is its own until the block ends.
+        """The task as a plain module in evaluation mode, which stays this task's until the block
+        ends. Other threads that use the task meanwhile have the same module: do not change it.
+
+        A thread that holds as many tasks as are kept, and asks for one more, waits for itself.
 
         Raises:
             KsmError: there is none of that name.
@@ -178,9 +185,13 @@ class _Folded:
 
     def fold(self, found: Packed | Task, old: _Folded | None, path: Path) -> None:
         """Fold a task into the module of `old` where it fits there, else into a new one."""
-        if old and old.place and isinstance(found, Packed) and old.place.write(found):
-            self.model, self.place = old.model, old.place
-            return
+        if old and old.place and isinstance(found, Packed):
+            try:
+                if old.place.write(found):
+                    self.model, self.place = old.model, old.place
+                    return
+            except Exception:  # whatever is wrong with the task, a fold of its own tells best
+                pass
         task = found if isinstance(found, Task) else unpack(found, path)[0]
         self.model = task.on(self.backbone)
         if isinstance(found, Packed):

@@ -63,7 +63,7 @@ def fit_size(
     tried: list[Attempt] = []
 
     def attempt(settings: Mapping[str, Any]) -> Task:
-        task = learn(dataclasses.replace(method, **settings))
+        task = learn(smaller(method, settings))
         tried.append(Attempt(settings, 10**9, task.metrics["val"]["accuracy"]))
         found: dict[str, Any] = {
             "bytes": most,
@@ -75,7 +75,7 @@ def fit_size(
         found["tried"][-1]["size"] = size
         tried[-1] = dataclasses.replace(tried[-1], size=size)
         tell(line_of(tried[-1]))
-        if size > most and task.record.get("stopped") == "interrupted":
+        if size > most and str(task.record.get("stopped")).startswith("interrupted"):
             raise KsmError(f"interrupted before there was a file of at most {most} bytes")
         return task
 
@@ -90,7 +90,8 @@ def fit_size(
             "precision (--half), or have fewer classes"
         )
     for share, settings in STEPS:
-        if rest + share * mask <= most or settings is STEPS[-1][1]:
+        last = settings is STEPS[-1][1]
+        if smaller(method, settings) != method and (rest + share * mask <= most or last):
             task = attempt(settings)
             if tried[-1].size <= most:
                 return task
@@ -98,6 +99,19 @@ def fit_size(
     raise KsmError(
         f"max size {most} bytes: the smallest file that was reached has {smallest} ({rest} of them "
         "not the mask's); allow more, or store half precision (--half)"
+    )
+
+
+def smaller(method: KSM, settings: Mapping[str, Any]) -> KSM:
+    """The method with those settings that make its masks smaller than the user's own do."""
+    coarser = ("element", "kernel", "group", "channel")
+    wanted = dataclasses.replace(method, **settings)
+    return dataclasses.replace(
+        wanted,
+        rate=max(method.rate, wanted.rate),
+        pointwise=max(method.pointwise, wanted.pointwise),
+        levels=min(method.levels, wanted.levels),
+        granularity=max(method.granularity, wanted.granularity, key=coarser.index),
     )
 
 

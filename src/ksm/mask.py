@@ -170,7 +170,8 @@ def coded_bits(on: Tensor, soft: Tensor, levels: int) -> Tensor:
     A layer of `n` units of which a share `p` is off takes `n (H(p) + p log2 levels)` bits, with
     `H` the binary entropy. One unit more that is off adds `log2((1 - p) / p) + log2 levels`. This
     is that price for each unit, times how far it is off, `1 - soft`: its gradient is that of the
-    size; its value is not the size.
+    size; its value is not the size. Where so many units are off that one more would make the mask
+    smaller, the price is 0: a penalty never turns units off.
 
     Args:
         on: bool, any shape, from `is_on`.

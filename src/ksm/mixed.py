@@ -47,8 +47,8 @@ class Mixed:
     the batch's wherever it has the batch's length; nothing behind the head mixes the classes. A
     task in a grown network (CPG) runs by itself.
 
-    The tensors stay where the backbone's are at this moment. Calls from several threads run one
-    after another.
+    The tensors stay where the backbone's are at this moment. Several threads may call it; their
+    passes over mixed batches run one after another.
 
     Args:
         backbone: only read.

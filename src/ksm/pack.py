@@ -61,7 +61,7 @@ def check(packed: Tensor, base: int, expected: int) -> None:
     if packed.dtype != torch.uint8 or packed.numel() != expected:
         raise KsmError(
             f"a packed mask has {packed.numel()} bytes of {packed.dtype}, expected {expected} of "
-            "uint8; the task file is damaged"
+            "uint8"
         )
     if packed.numel() and int(packed.numpy().max()) >= base ** per_byte(base):
         raise KsmError(

@@ -49,14 +49,17 @@ class Place:
     @classmethod
     def of(cls, backbone: nn.Module, model: nn.Module, task: Task, packed: Packed) -> Place | None:
         """The place of a task that was just folded into `model`; None where only a new fold will
-        do: the method has no masks, or the network was widened."""
+        do: the method has no masks, the network was widened, or it has normalisations of more
+        dimensions or of several precisions."""
         method = task.method
-        if not isinstance(method, Masked) or task.grown != 1:
+        if not isinstance(method, Masked) or task.grown != 1 or not _plain(packed):
             return None
         head = task.backbone.head
         whole = _part(packed)
         norms = _Norms.of(whole)
-        numbers = norms.numbers(whole).to(next(model.parameters()))
+        if norms is None or (precision := norms.precision(model)) is None:
+            return None
+        numbers = norms.numbers(whole).to(next(model.parameters()).device, precision)
         norms.bind(model, numbers)
         layers = method.layers(model, head)
         return cls(
@@ -73,10 +76,14 @@ class Place:
 
     @torch.no_grad()
     def write(self, packed: Packed) -> bool:
-        """Make the module that of another task, if that fits here; tell whether it did."""
+        """Make the module that of another task, if that fits here; tell whether it did.
+
+        Nothing is checked that the file's digest vouches for. Where a file does not fit in spite of
+        that, an error of any kind leaves the module half written: it must not be used then.
+        """
         meta = packed.header()
         method, head = make(**meta["method"]), meta["backbone"]["head"]
-        if not isinstance(method, Masked) or meta.get("grown", 1) != 1:
+        if not isinstance(method, Masked) or meta.get("grown", 1) != 1 or not _plain(packed):
             return False
         whole = _part(packed)
         if not self.norms.fit(whole) or self.key != (head, method.mask_from, method.target_modules):
@@ -97,7 +104,10 @@ class Place:
                 head = new_head(self.backbone, name, classes).requires_grad_(False).eval()
             replace(self.model, name, head)
         for key, parameter in head.named_parameters():
-            parameter.copy_(tensors[f"own/{name}.{key}"])
+            found = tensors[f"own/{name}.{key}"]
+            if found.shape != parameter.shape:
+                raise ValueError(f"{name}.{key} has shape {tuple(found.shape)}")
+            parameter.copy_(found)
 
 
 @dataclass(frozen=True)
@@ -113,13 +123,27 @@ class _Norms:
     start: int
 
     @classmethod
-    def of(cls, whole: bytes) -> _Norms:
+    def of(cls, whole: bytes) -> _Norms | None:
+        """None where the floating numbers are not of one precision, float32 or float16."""
         if not whole:
             return cls(b"", torch.float32, 0)
         end = 8 + struct.unpack("<Q", whole[:8])[0]
-        floating = [one for one in json.loads(whole[8:end]).values() if one["dtype"] in _STORED]
+        header: dict[str, Any] = json.loads(whole[8:end])
+        floating = [one for one in header.values() if one.get("dtype") != "I64"]
+        if len(dtypes := {str(one.get("dtype")) for one in floating}) != 1 or dtypes - {*_STORED}:
+            return None
         first = min(one["data_offsets"][0] for one in floating)
-        return cls(whole[:end], _STORED[floating[0]["dtype"]], end + first)
+        return cls(whole[:end], _STORED[dtypes.pop()], end + first)
+
+    def precision(self, model: nn.Module) -> torch.dtype | None:
+        """The dtype of the module's own; None where there are several."""
+        state = model.state_dict()
+        found = {state[name.removeprefix("own/")].dtype for name, _ in self._floating()}
+        return found.pop() if len(found) == 1 else None if found else torch.float32
+
+    def _floating(self) -> list[tuple[str, dict[str, Any]]]:
+        header: dict[str, Any] = json.loads(self.header[8:] or b"{}")
+        return [(name, one) for name, one in header.items() if one["dtype"] in _STORED]
 
     def fit(self, whole: bytes) -> bool:
         return whole[: len(self.header)] == self.header and bool(whole) == bool(self.header)
@@ -131,10 +155,7 @@ class _Norms:
 
     def bind(self, model: nn.Module, numbers: Tensor) -> None:
         """Make the module's tensors views into their numbers."""
-        header: dict[str, Any] = json.loads(self.header[8:] or b"{}")
-        for name, one in header.items():
-            if one["dtype"] not in _STORED:
-                continue
+        for name, one in self._floating():
             first = self.start - len(self.header)
             begin, end = ((at - first) // self.stored.itemsize for at in one["data_offsets"])
             view = numbers[begin:end].reshape(one["shape"])
@@ -143,6 +164,11 @@ class _Norms:
             if isinstance(getattr(module, child), nn.Parameter):
                 view = nn.Parameter(view, requires_grad=False)
             setattr(module, child, view)
+
+
+def _plain(packed: Packed) -> bool:
+    """Whether a task is a mask, a head and, perhaps, normalisations, and nothing else."""
+    return {"mask", "head"} <= packed.parts.keys() <= {"mask", "norm", "head", "history"}
 
 
 def _part(packed: Packed) -> bytes:

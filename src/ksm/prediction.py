@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ksm.data.load import centre, normalise, read
 from ksm.data.preprocess import Preprocess
 from ksm.errors import KsmError
-from ksm.ranking import By, fit
+from ksm.ranking import MEASURES, By
 from ksm.task import Task
 from ksm.trunk import AllTasks
 
@@ -59,16 +59,19 @@ def predict_all(
 ) -> dict[str, list[Prediction]]:
     """What `predict` gives for each of several tasks of one backbone, by the task's name.
 
-    Tasks with the same preprocessing share the images and a trunk; see `ksm.AllTasks`.
+    Tasks with the same preprocessing and `mask_from` share a trunk; see `ksm.AllTasks`.
 
     Raises:
         KsmError: as `predict` and `ksm.AllTasks`.
     """
     found: dict[str, list[Prediction]] = {task.name: [] for task in tasks}
-    for preprocess in dict.fromkeys(task.preprocess for task in tasks):
-        same = [task for task in tasks if task.preprocess == preprocess]
+    groups: dict[object, list[Task]] = {}
+    for task in tasks:  # tasks that share no trunk are not all folded at once
+        start = task.method.mask_from
+        groups.setdefault((task.preprocess, start) if start else task.name, []).append(task)
+    for same in groups.values():
         run = AllTasks(backbone, same)
-        for paths, inputs in _batches(files, preprocess, batch, _device(backbone)):
+        for paths, inputs in _batches(files, same[0].preprocess, batch, _device(backbone)):
             logits = run(inputs)
             for task in same:
                 found[task.name] += _ranked(task, paths, logits[task.name], top)
@@ -86,7 +89,7 @@ def which_task(
 
     Args:
         tasks: each with its backbone.
-        by: see `ksm.ranking.Fit`.
+        by: see `ksm.ranking.MEASURES`.
 
     Raises:
         KsmError: a file cannot be read, a backbone is not a task's, or a network has no BatchNorm.
@@ -96,7 +99,7 @@ def which_task(
     for task, backbone in tasks:
         model, found = task.on(backbone), list[float]()
         for _, inputs in _batches(paths, task.preprocess, batch, _device(backbone)):
-            found += getattr(fit(model, inputs), by).tolist()
+            found += MEASURES[by](model, inputs).tolist()
         values.append(found)
     named = [task.name for task, _ in tasks]
     return [

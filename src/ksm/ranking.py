@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 from typing import Literal
 
@@ -17,32 +16,17 @@ from ksm.errors import KsmError
 By = Literal["statistics", "entropy"]
 
 
-@dataclass(frozen=True)
-class Fit:
-    """How well images fit a task; less is better. Both float32 of shape (n,).
-
-    Args:
-        entropy: of the task's probabilities, over that of a uniform guess: 0 where it is sure, 1
-            where it has no idea.
-        statistics: distance of the image's channel means and variances from the task's BatchNorm
-            statistics, averaged over channels and layers.
-    """
-
-    entropy: Tensor
-    statistics: Tensor
-
-
 @torch.no_grad()
-def fit(model: nn.Module, images: Tensor) -> Fit:
-    """How well images fit the task of a folded model.
+def statistics(model: nn.Module, images: Tensor) -> Tensor:
+    """How far images are from the BatchNorm statistics of a folded model's task: float32, (n,).
 
     The distance of one channel is the Kullback-Leibler divergence between two normal
     distributions, that of the image's activations and the one that BatchNorm remembers,
     `(v / V + (m - M)^2 / V - 1 - log(v / V)) / 2`, with the smaller of it and 10 counted, so that
-    a channel that is dead in an image does not decide.
+    a channel that is dead in an image does not decide. It is averaged over channels and layers.
 
     Args:
-        model: from `Task.on` or `Engine.using`.
+        model: from `Task.on`; no other thread may use it meanwhile.
         images: shape (n, 3, h, w), prepared as the task wants them.
 
     Raises:
@@ -58,13 +42,26 @@ def fit(model: nn.Module, images: Tensor) -> Fit:
         raise KsmError(f"{type(model).__name__} has no BatchNorm whose statistics tell tasks apart")
     handles = [norm.register_forward_hook(partial(_measure, distances.append)) for norm in norms]
     try:
-        logits = model(images).float()
+        model(images)
     finally:
         for handle in handles:
             handle.remove()
-    log = logits.log_softmax(1)
-    entropy = -(log.exp() * log).sum(1) / math.log(max(2, logits.shape[1]))
-    return Fit(entropy.cpu(), torch.stack(distances).mean(0).cpu())
+    return torch.stack(distances).mean(0).cpu()
+
+
+@torch.no_grad()
+def entropy(model: nn.Module, images: Tensor) -> Tensor:
+    """Entropy of a task's probabilities over that of a uniform guess, float32, (n,): 0 where it is
+    sure, 1 where it has no idea. Arguments as for `statistics`."""
+    log = model(images).float().log_softmax(1)
+    return (-(log.exp() * log).sum(1) / math.log(max(2, log.shape[1]))).cpu()
+
+
+MEASURES: dict[By, Callable[[nn.Module, Tensor], Tensor]] = {
+    "statistics": statistics,
+    "entropy": entropy,
+}
+"""How well images fit a task, by name; less is better."""
 
 
 def _measure(

@@ -245,7 +245,9 @@ class Task:
                 if f"own/{head}.{parameter}" not in self.tensors:
                     raise KeyError(f"{head}.{parameter} is missing")
             self.method.fold(model, head, self.tensors, [task.tensors for task in self.earlier])
-        except (AttributeError, RuntimeError, LookupError, TypeError, ValueError) as error:
+        except (
+            AttributeError, RuntimeError, LookupError, TypeError, ValueError, KsmError
+        ) as error:  # fmt: skip
             raise KsmError(
                 f"task {self.name!r} does not fit its backbone ({error}); the file is damaged or "
                 "was written by another version of ksm"
@@ -259,10 +261,10 @@ class Task:
         Raises:
             KsmError: a number is too large for float16.
         """
-        tensors = {
-            key: tensor.half() if key.startswith("own/") and tensor.is_floating_point() else tensor
-            for key, tensor in self.tensors.items()
-        }
+        parts = self.parts()
+        small = {**parts.get("norm", {}), **parts.get("head", {})}
+        halves = {key: each.half() for key, each in small.items() if each.is_floating_point()}
+        tensors = {**self.tensors, **halves}
         for key, tensor in tensors.items():
             if tensor.dtype == torch.float16 and not tensor.isfinite().all():
                 largest = float(self.tensors[key].abs().max())

@@ -19,6 +19,7 @@ import errno
 import hashlib
 import json
 import os
+import struct
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
 FORMAT = 2
 LARGEST = 16
 """How far a task's network may have grown, in sizes of the backbone."""
+PARTS = frozenset({"mask", "norm", "head", "weights", "history"})
 UNPACKED = 2**33
 """Bytes that a part may have when it is unpacked: a damaged frame can claim any number."""
 _LEVEL = {"mask": 19}
@@ -174,10 +176,17 @@ def read_header(path: Path) -> dict[str, Any]:
     try:
         with safe_open(path, framework="numpy") as file:
             text = (file.metadata() or {}).get("ksm")
-        if text is None:
-            raise KsmError(f"{path} is a safetensors file but no ksm task")
+    except (SafetensorError, OSError) as error:
+        raise KsmError(f"{path} is damaged or no task file: {error}") from error
+    return _parsed(text, path)
+
+
+def _parsed(text: object, path: Path) -> dict[str, Any]:
+    if not isinstance(text, str):
+        raise KsmError(f"{path} is a safetensors file but no ksm task")
+    try:
         meta = json.loads(text)
-    except (SafetensorError, ValueError, OSError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
         raise KsmError(f"{path} is damaged or no task file: {error}") from error
     check_header(meta, path)
     return meta
@@ -237,15 +246,19 @@ def read_packed(path: Path) -> Packed:
     Raises:
         KsmError: not a task file, damaged, or of another format.
     """
-    meta = read_header(path)
     try:
-        parts = {name: part.tobytes() for name, part in load(path.read_bytes()).items()}
-    except (SafetensorError, ValueError, KeyError, OSError) as error:
-        raise KsmError(f"{path} is damaged: {error}") from error
-    plain = {key: value for key, value in meta.items() if key != "digest"}
-    if meta.get("digest") != _digest(plain, parts):
+        content = path.read_bytes()
+        parts = {name: part.tobytes() for name, part in load(content).items()}
+        length = struct.unpack("<Q", content[:8])[0]
+        text = json.loads(content[8 : 8 + length]).get("__metadata__", {}).get("ksm")
+    except (SafetensorError, ValueError, KeyError, OSError, RecursionError) as error:
+        raise KsmError(f"{path} is damaged or no task file: {error}") from error
+    meta = _parsed(text, path)
+    if unknown := parts.keys() - PARTS:
+        raise KsmError(f"{path} is damaged: it has a part {min(unknown)!r}, which no task has")
+    if meta.pop("digest", None) != _digest(meta, parts):
         raise KsmError(f"{path} is damaged or was altered: its content does not fit its digest")
-    return _signed(plain, parts)
+    return Packed(text, parts)
 
 
 def unpack(packed: Packed, path: Path) -> tuple[Task, list[tuple[str, str]]]:
@@ -273,6 +286,8 @@ def unpack(packed: Packed, path: Path) -> tuple[Task, list[tuple[str, str]]]:
         tensors = {name: one for part in plain.values() for name, one in load_tensors(part).items()}
     except (SafetensorError, ValueError, KeyError, RecursionError) as error:
         raise KsmError(f"{path} is damaged: {error}") from error
+    except MemoryError:
+        raise KsmError(f"{path} is damaged, or larger unpacked than memory") from None
     backbone = meta["backbone"]
     try:
         prepare: dict[str, Any] = backbone["preprocess"]

@@ -105,8 +105,9 @@ class AllTasks:
 
     Tasks with the same `mask_from` share the layers before it. Each task holds only what it changed
     beside the backbone. Tensors are where the backbone's are: move the backbone to a device first.
-    At the first images of a size each such task is tried whole and without its trunk, which takes
-    some passes more; where the two do not agree to the bit, it runs whole.
+    For one thread at a time. At the first images of a size each such task is tried whole and
+    without its trunk, which takes some passes more; where the two do not agree to the bit, it runs
+    whole.
 
     Args:
         backbone: only read.

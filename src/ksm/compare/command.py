@@ -132,11 +132,17 @@ def bench(
 def _print_rows() -> None:
     from ksm.compare.protocol import ABLATION, ROWS, SIZES, STAGES
 
-    for row in (ROWS | SIZES | STAGES).values():
-        settings = ", ".join(f"{k} {v}" for k, v in row.settings.items())
-        recipe = " released" if row.recipe == "released" else ""
-        print(f"{row.name:22}{row.method}{recipe}{f' ({settings})' if settings else ''}")
-    print("\nof ablation:", *ABLATION, sep="\n")
+    for title, table in (
+        ("of all comparisons but the following", ROWS),
+        ("of sizes", SIZES),
+        ("of stages", STAGES),
+    ):
+        print(f"{title}:")
+        for row in table.values():
+            settings = ", ".join(f"{k} {v}" for k, v in row.settings.items())
+            recipe = " released" if row.recipe == "released" else ""
+            print(f"  {row.name:22}{row.method}{recipe}{f' ({settings})' if settings else ''}")
+    print("of ablation:", *(f"  {name}" for name in ABLATION), sep="\n")
 
 
 def _default(protocol: Protocol) -> Path:

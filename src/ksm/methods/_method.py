@@ -100,9 +100,12 @@ class Method:
     mask_from: str | None = None
 
     def __post_init__(self) -> None:
-        for name, value in dataclasses.asdict(self).items():
+        for field in dataclasses.fields(self):
+            name, value = field.name, getattr(self, field.name)
             if isinstance(value, list):  # as JSON gives a tuple
                 object.__setattr__(self, name, tuple(value))
+            elif isinstance(field.default, float) and type(value) is int:
+                object.__setattr__(self, name, float(value))
             elif name.endswith("lr") and not 0 < value < math.inf:
                 raise KsmError(f"{name} {value}: expected a number greater than 0")
 
