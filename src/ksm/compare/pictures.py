@@ -105,25 +105,32 @@ def _scatter(
     picture = figure(figsize=(7, 4.4))
     axes = picture.subplots()
     names: list[Any] = []
+    bars: list[Any] = []
     for row in rows:
         x = mean(cost(cell) for cell in results.of_row(row))
         y, half = metrics.interval(results.averages(row))
         colour = _colour(row, results)
-        axes.errorbar(
-            [x], [y], [[0 if np.isnan(half) else half]] * 2, fmt="o", ms=6, color=colour, capsize=3
-        )
+        half = 0 if np.isnan(half) else half
+        axes.errorbar([x], [y], [[half]] * 2, fmt="o", ms=6, color=colour, capsize=3)
+        bars.append(axes.plot([x, x], [y - half, y + half], color=colour)[0])
         names.append(
             axes.annotate(
                 row, (x, y), textcoords="offset points", xytext=(7, 5), color=colour, fontsize=8
             )
         )
     axes.set(xscale="log", xlabel=f"{label}, log scale", ylabel=f"average {results.what} (%)")
+    axes.xaxis.set_major_formatter("{x:g}")
+    low, high = axes.get_xlim()
+    axes.xaxis.set_minor_formatter("{x:g}" if high < 10 * low else "")
     axes.margins(x=0.2)
     _plain(axes)
     picture.draw_without_rendering()  # places are known from here on
     for number, name in enumerate(names):
-        if any(name.get_window_extent().overlaps(o.get_window_extent()) for o in names[:number]):
-            name.set_position((7, -13))
+        taken = [one.get_window_extent() for one in (*names[:number], *bars)]
+        for place in ((7, 5), (7, -13), (-7, 5), (-7, -13)):
+            name.set(position=place, ha="left" if place[0] > 0 else "right")
+            if not any(name.get_window_extent().overlaps(box) for box in taken):
+                break
     save(picture, file)
 
 

@@ -208,7 +208,8 @@ def _differences(results: Results, rows: Sequence[str], against: str) -> str:
 
 def _cost(results: Results, rows: Sequence[str]) -> str:
     head = [
-        "row", "task file", "all files", "of it masks", "trained parameters", "training",
+        "row", "task file", "all files", "of it masks", "bits a weight", "trained parameters",
+        "training",
         "images/s", "epochs", "peak memory",
     ]  # fmt: skip
     body: list[list[str]] = []
@@ -222,6 +223,7 @@ def _cost(results: Results, rows: Sequence[str]) -> str:
                 size(mean(c["bytes"]["file"] for c in cells)),
                 size(sum(c["bytes"]["file"] for c in cells) / runs),
                 size(sum(c["bytes"]["mask"] for c in cells) / runs),
+                _bits(cells),
                 f"{mean(c['parameters'] for c in cells) / 1e6:.2f} M",
                 clock(mean(c["seconds"] for c in cells)),
                 f"{mean(c['images_per_second'] for c in cells):.0f}",
@@ -231,9 +233,19 @@ def _cost(results: Results, rows: Sequence[str]) -> str:
         )
     of = next(iter(results.cells.values()))["peak_memory"]["of"]
     return (
-        "## Cost\n\nMeans over tasks and seeds; `all files`: on disk for all tasks together, "
-        f"the backbone not counted. Peak memory: {of}.\n\n" + table(head, body)
+        "## Cost\n\nMeans over tasks and seeds; `all files`: on disk for all tasks together, the "
+        "backbone not counted. Bits a weight: of the mask on the disk, for each masked weight. "
+        f"Peak memory: {of}.\n\n" + table(head, body)
     )
+
+
+def _bits(cells: Sequence[Cell]) -> str:
+    bits = [
+        8 * cell["bytes"]["mask"] / cell["mask"]["weights"]
+        for cell in cells
+        if cell["bytes"]["mask"] and "units" in (cell["mask"] or {})
+    ]
+    return f"{mean(bits):.2f}" if bits else "-"
 
 
 def _transfer(results: Results, rows: Sequence[str]) -> str:
