@@ -260,8 +260,8 @@ SIZES = {
     row.name: row
     for row in (
         *(ROWS[name] for name in ("bn", "piggyback+bn", "piggyback")),
-        Row("lora-rank1", "lora", settings={"rank": 1}),
-        Row("lora-rank4", "lora", settings={"rank": 4}),
+        Row("lora-rank1", "lora", settings={"rank": 1, "adapter_lr": 1e-2}),
+        Row("lora-rank4", "lora", settings={"rank": 4, "adapter_lr": 1e-2}),
         Row("ksm-unpacked", "ksm", settings={"levels": 255}),
         Row("ksm", "ksm"),
         Row("ksm-small", "ksm", settings={"pointwise": 4}),
