@@ -8,6 +8,7 @@ results/sizes/networks.{json,md}.
 from __future__ import annotations
 
 import argparse
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,7 @@ from ksm.taskfile import pack
 NETWORKS: dict[str, Callable[[], nn.Module] | None] = {
     "resnet50_1by2": None,
     "mobilenetv2": None,
-    "efficientnet_lite0": None,
+    "tf_efficientnet_lite0": None,
     "resnet18": lambda: resnet18(weights=None),
     "resnet50": lambda: resnet50(weights=None),
     "vgg16_bn": lambda: vgg16_bn(weights=None),
@@ -49,45 +50,56 @@ def learned(backbone: nn.Module, method: KSM, epochs: int) -> Task:
     )
 
 
+def facts_of(task: Task, trained: bool) -> dict[str, Any]:
+    sizes = {**pack(task).header()["bytes"], "file": size_of(task), "half": size_of(task.halved())}
+    return {
+        "trained": trained,
+        "bytes": sizes,
+        "full_copy": task.record["full_copy"],
+        "mask": task.record["mask"],
+    }
+
+
 def main() -> None:
     arguments = argparse.ArgumentParser()
     arguments.add_argument("--epochs", type=int, default=8)
     epochs = arguments.parse_args().epochs
-    found: dict[str, Any] = {}
+    path = Path("results/sizes/networks.json")
+    known: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
+    found: dict[str, Any] = {"epochs": epochs}
     rows: list[list[str]] = []
     for network, make in NETWORKS.items():
         backbone = ksm.backbone(network) if make is None else make()
         for name, method in METHODS.items():
-            task = (
-                learned(backbone, method, epochs)
-                if make is None
-                else untrained(backbone, DOMAIN, method)
-            )
-            mask, parts = task.record["mask"], pack(task).header()["bytes"]
-            facts = {
-                "trained": make is None,
-                "bytes": {**parts, "file": size_of(task), "half": size_of(task.halved())},
-                "full_copy": task.record["full_copy"],
-                "mask": mask,
-            }
-            found[f"{network}, {name}"] = facts
+            key = f"{network}, {name}"
+            if known.get("epochs") == epochs and key in known:  # goes on where it was stopped
+                facts = known[key]
+            elif make is None:
+                facts = facts_of(learned(backbone, method, epochs), True)
+            else:
+                facts = facts_of(untrained(backbone, DOMAIN, method), False)
+            found[key] = facts
+            mask, parts = facts["mask"], facts["bytes"]
             rows.append(
                 [
-                    f"{network}, {name}",
-                    "trained" if make is None else "random",
+                    key,
+                    "trained" if facts["trained"] else "random",
                     percent(mask["off"]),
                     size(parts["mask"]),
                     f"{8 * parts['mask'] / mask['weights']:.2f}",
                     size(parts["norm"]),
                     size(parts["head"]),
-                    size(facts["bytes"]["file"]),
-                    size(facts["bytes"]["half"]),
-                    size(task.record["full_copy"]),
+                    size(parts["file"]),
+                    size(parts["half"]),
+                    size(facts["full_copy"]),
                     size(mask["weights"] / 8),
                     size(4 * mask["units"]),
                 ]
             )
-            print(rows[-1], flush=True)
+            report(found, rows, epochs)
+
+
+def report(found: dict[str, Any], rows: list[list[str]], epochs: int) -> None:
     head = [
         "network, masks", "masks are", "units off", "mask", "bits a weight", "norm", "head", "file",
         "file, half precision", "full copy", "a bit a weight", "float32 scores",
