@@ -62,7 +62,7 @@ def facts_of(task: Task, trained: bool) -> dict[str, Any]:
 
 def main() -> None:
     arguments = argparse.ArgumentParser()
-    arguments.add_argument("--epochs", type=int, default=8)
+    arguments.add_argument("--epochs", type=int, default=4)
     epochs = arguments.parse_args().epochs
     path = Path("results/sizes/networks.json")
     known: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
@@ -106,7 +106,8 @@ def report(found: dict[str, Any], rows: list[list[str]], epochs: int) -> None:
     ]  # fmt: skip
     about = (
         "# Task files\n\nBytes on the disk of a task of 8 classes, by part. `a bit a weight`: "
-        "Piggyback's mask as its paper counts it. `float32 scores`: the scores as they are trained. Trained on "
+        "Piggyback's mask as its paper counts it. `float32 scores`: the scores as they are "
+        "trained. Trained on "
         f"{DOMAIN}, 1,000 images of 64 pixels, {epochs} epochs; where there are no pretrained "
         "weights, masks are random with the share of units off that ksm has on the five domains, "
         "and the normalisations are hardly trained, so that they compress better than they will."
