@@ -13,7 +13,7 @@ import ksm
 import reference as formulas
 import reference_rivals as reference
 from conftest import PREPROCESS, tiny
-from ksm import Bank, KsmError, Task, Training, add_task, parameter_groups
+from ksm import Bank, KsmError, Task, Training, add_task, learn, parameter_groups
 from ksm.backbones import fingerprint
 from ksm.backbones.widen import widened
 from ksm.clone import Held
@@ -22,6 +22,7 @@ from ksm.methods import CPG, KSM, Finetune, Grow, Outcome, PackNet, Piggyback, R
 from ksm.methods._masked import layer_masks
 from ksm.methods._owned import owned_weights
 from ksm.methods.cpg import LADDER
+from ksm.methods.ksm import SoftMask
 from ksm.task import restore, snapshot
 from ksm.training import fit, tenths
 
@@ -1022,3 +1023,31 @@ def test_cpg_is_released_as_published():
     assert (method.start, method.tau, method.compact_lr, training.epochs) == (1e-2, 5e-3, 1.0, 330)
     factor = tenths(100, 0, training.drops)
     assert [factor(i) for i in (49, 50, 79, 80)] == pytest.approx([1, 0.1, 0.1, 0.01])
+
+
+# Smaller masks: the penalty and the rounding reach training.
+
+
+def test_a_penalty_on_the_size_turns_fewer_units_off(colours):
+    training = Training(epochs=6, batch=16, settle=0)
+    off = []
+    for rate in (0.0, 100.0):
+        method = KSM(score_lr=1e-2, rate=rate)
+        task = learn(tiny(), colours, name="t", method=method, training=training, size=32)
+        off.append(task.record["mask"]["off"])
+    assert off[1] < 0.5 * off[0]
+
+
+def test_training_rounds_from_the_share_that_was_asked_for():
+    soft = SoftMask(nn.Conv2d(8, 8, 3), KSM(levels=2, round_from=0.5)).train()
+    nn.init.normal_(soft.score, 5e-3, 5e-3, generator=torch.Generator().manual_seed(0))
+    rounded = {0.0, 0.5, 1.0}
+    soft.at(0.49)
+    assert not set(soft.mask().unique().tolist()) <= rounded
+    soft.at(0.5)
+    assert set(soft.mask().unique().tolist()) == rounded
+    soft.mask().sum().backward()
+    assert (soft.score.grad > 0).all()
+    never = SoftMask(nn.Conv2d(8, 8, 3), KSM(levels=2)).train()
+    never.at(1.0)
+    assert not never.rounds

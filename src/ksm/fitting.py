@@ -20,8 +20,8 @@ STEPS: tuple[tuple[float, Mapping[str, Any]], ...] = (
     (0.1, {"pointwise": 8, "rate": 40.0, "levels": 1}),
     (0.05, {"granularity": "group", "pointwise": 8, "rate": 100.0, "levels": 1}),
 )
-"""Settings that make masks smaller, each with the share of an unpenalised mask's bytes that it was
-seen to need."""
+"""Settings that make masks smaller, each with the share of an unpenalised mask's bytes that it is
+expected to need: an estimate, which decides where to begin. What a file has is measured."""
 
 
 @dataclass(frozen=True)
