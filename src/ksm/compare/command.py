@@ -77,7 +77,7 @@ def bench(
     protocol: Annotated[
         str,
         typer.Argument(
-            help="five-domains, sizes, stages, twenty-tasks, ablation, imagenet-to-sketch or "
+            help="five-domains, sizes, stages, recipes, twenty-tasks, ablation, imagenet-to-sketch or "
             "cifar100; or rows, to list what can be compared."
         ),
     ],
@@ -107,6 +107,7 @@ def bench(
         "five-domains": lambda: protocols.five_domains(**choice),
         "sizes": lambda: protocols.sizes(**choice),
         "stages": lambda: protocols.stages(**choice),
+        "recipes": lambda: protocols.recipes(**choice),
         "twenty-tasks": lambda: public.twenty_tasks(**choice),
         "ablation": lambda: protocols.ablation(**choice),
         "imagenet-to-sketch": lambda: public.imagenet_to_sketch(folder or Path(), **choice),
@@ -121,6 +122,7 @@ def bench(
         "ablation": (protocols.ABLATION, protocols.ABOUT_ABLATION),
         "sizes": (protocols.SIZES, protocols.ABOUT_SIZES),
         "stages": (protocols.STAGES, protocols.ABOUT_STAGES),
+        "recipes": (protocols.RECIPES, protocols.ABOUT_RECIPES),
         "cifar100": (public.CIFAR100_ROWS, ""),
     }
     known, about = tables.get(protocol, (protocols.ROWS, ""))
@@ -130,12 +132,13 @@ def bench(
 
 
 def _print_rows() -> None:
-    from ksm.compare.protocol import ABLATION, ROWS, SIZES, STAGES
+    from ksm.compare.protocol import ABLATION, RECIPES, ROWS, SIZES, STAGES
 
     for title, table in (
         ("of all comparisons but the following", ROWS),
         ("of sizes", SIZES),
         ("of stages", STAGES),
+        ("of recipes", RECIPES),
     ):
         print(f"{title}:")
         for row in table.values():

@@ -52,7 +52,7 @@ class Row:
         settings: of the method.
         goal_of: name of the row whose validation accuracy on the same task and seed is this one's
             `goal` (CPG).
-        budget: how many times the protocol's epochs it has.
+        budget: how many times the protocol's epochs it has; the product is rounded.
     """
 
     name: str
@@ -60,7 +60,7 @@ class Row:
     recipe: str = "default"
     settings: Mapping[str, Any] = field(default_factory=dict[str, Any])
     goal_of: str | None = None
-    budget: int = 1
+    budget: float = 1
 
 
 @dataclass(frozen=True)
@@ -163,6 +163,12 @@ def sizes(backbone: str = "resnet50_1by2") -> Protocol:
 def stages(backbone: str = "resnet50_1by2") -> Protocol:
     """The five domains, for where the mask starts."""
     return dataclasses.replace(five_domains(backbone), name="stages")
+
+
+def recipes(backbone: str = "resnet50_1by2") -> Protocol:
+    """The five domains, for how soon a recipe reaches an accuracy: the released one has 30
+    epochs."""
+    return dataclasses.replace(five_domains(backbone), name="recipes", epochs=30)
 
 
 def ablation(backbone: str = "resnet50_1by2") -> Protocol:
@@ -296,6 +302,26 @@ ABOUT_STAGES = (
     "`layer3` as they are: many tasks run them once for an image, and training keeps their outputs."
 )
 
+_SHORT = {"30": 1, "15": 1 / 2, "10": 1 / 3, "5": 1 / 6}
+
+RECIPES = {
+    row.name: row
+    for row in (
+        Row("ksm-released", "ksm", recipe="released"),
+        *(Row(f"ksm-{epochs}", "ksm", budget=share) for epochs, share in _SHORT.items()),
+        *(
+            Row(f"finetune-{epochs}", "finetune", settings={"weight_lr": 3e-3}, budget=share)
+            for epochs, share in _SHORT.items()
+        ),
+    )
+}
+"""The number in a name is that of the epochs; the released recipe has 30."""
+
+ABOUT_RECIPES = (
+    "The five domains again, for how soon a recipe reaches the accuracy with which the released "
+    "one ends. The number in a row's name is its epochs; `ksm-released` has the published 30."
+)
+
 ABOUT_ABLATION = (
     "One setting changed at a time, to choose defaults on validation. The rows `ksm`, `piggyback` "
     "and `finetune` are where it starts, not the defaults that came of it; piggyback has the "
@@ -314,7 +340,7 @@ def training_of(protocol: Protocol, row: Row, place: int, seed: int) -> Training
     """How a cell is trained."""
     domain = protocol.domains[place]
     budget: dict[str, Any] = {
-        "epochs": row.budget * protocol.epochs,
+        "epochs": round(row.budget * protocol.epochs),
         "batch": protocol.batch,
         "augment": domain.augment,
         "min_area": domain.min_area,
