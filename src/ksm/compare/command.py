@@ -77,8 +77,8 @@ def bench(
     protocol: Annotated[
         str,
         typer.Argument(
-            help="five-domains, sizes, stages, recipes, twenty-tasks, ablation, imagenet-to-sketch or "
-            "cifar100; or rows, to list what can be compared."
+            help="five-domains, sizes, stages, recipes, twenty-tasks, ablation, imagenet-to-sketch "
+            "or cifar100; or rows, to list what can be compared."
         ),
     ],
     folder: Annotated[
