@@ -26,9 +26,13 @@ domains."""
 Times = dict[str, list[float]]
 
 
-def in_turns(works: Mapping[str, Callable[[], object]], repeats: int) -> Times:
+def in_turns(
+    works: Mapping[str, Callable[[], object]],
+    repeats: int,
+    before: Callable[[], object] = lambda: None,
+) -> Times:
     """Seconds of each work, one after another in each repeat, so that a busy moment hits all; the
-    order goes round."""
+    order goes round. `before` is done before each, and not counted."""
     times: Times = {name: [] for name in works}
     for work in (*works.values(), *works.values()):  # to warm up
         work()
@@ -36,6 +40,7 @@ def in_turns(works: Mapping[str, Callable[[], object]], repeats: int) -> Times:
     for _ in range(repeats):
         order.append(order.pop(0))
         for name in order:
+            before()
             began = time.perf_counter()
             works[name]()
             times[name].append(time.perf_counter() - began)

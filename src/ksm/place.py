@@ -13,9 +13,8 @@ from torch import Tensor, nn
 
 from ksm.backbones.describe import new_head
 from ksm.clone import replace
-from ksm.layout import Layout
-from ksm.methods import make
 from ksm.methods._masked import Masked
+from ksm.methods._unpacking import Unpacking
 from ksm.task import Task
 from ksm.taskfile import Packed
 
@@ -33,7 +32,7 @@ class Place:
         layers: those layers.
         norms: how the file's part `norm` holds the normalisations.
         numbers: theirs, into which the module's tensors are views; in its dtype.
-        cuts: how a method cuts the layers, for each method that was met.
+        unpacking: of masks, for each method that was met.
     """
 
     key: tuple[Any, ...]
@@ -44,7 +43,7 @@ class Place:
     layers: list[nn.Module]
     norms: _Norms
     numbers: Tensor
-    cuts: dict[Masked, list[Layout]]
+    unpacking: dict[Masked, Unpacking]
 
     @classmethod
     def of(cls, backbone: nn.Module, model: nn.Module, task: Task, packed: Packed) -> Place | None:
@@ -71,7 +70,7 @@ class Place:
             layers=list(layers.values()),
             norms=norms,
             numbers=numbers,
-            cuts={},
+            unpacking={},
         )
 
     @torch.no_grad()
@@ -81,20 +80,23 @@ class Place:
         Nothing is checked that the file's digest vouches for. Where a file does not fit in spite of
         that, an error of any kind leaves the module half written: it must not be used then.
         """
-        meta = packed.header()
-        method, head = make(**meta["method"]), meta["backbone"]["head"]
-        if not isinstance(method, Masked) or meta.get("grown", 1) != 1 or not _plain(packed):
+        use = packed.use
+        method = use.method
+        if not isinstance(method, Masked) or use.grown != 1 or not _plain(packed):
             return False
         whole = _part(packed)
-        if not self.norms.fit(whole) or self.key != (head, method.mask_from, method.target_modules):
+        key = (use.head, method.mask_from, method.target_modules)
+        if not self.norms.fit(whole) or self.key != key:
             return False
-        if method not in self.cuts:
-            self.cuts[method] = [method.cut(layer) for layer in self.layers]
-        masks = method.masks(load(packed.unpack("mask")), self.cuts[method])
+        tensors = load(packed.unpack("mask"))
+        values = method.factor_values(tensors)
+        if method not in self.unpacking:
+            self.unpacking[method] = Unpacking([method.cut(one) for one in self.layers], values)
+        masks = self.unpacking[method].masks(tensors["mask/units"], values)
         for frozen, folded, mask in zip(self.frozen, self.folded, masks, strict=True):
             torch.mul(frozen, mask.to(frozen), out=folded)
         self.numbers.copy_(self.norms.numbers(whole))
-        self._write_head(head, len(meta["classes"]), load(packed.unpack("head")))
+        self._write_head(use.head, use.classes, load(packed.unpack("head")))
         return True
 
     def _write_head(self, name: str, classes: int, tensors: dict[str, Tensor]) -> None:

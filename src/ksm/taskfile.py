@@ -16,6 +16,7 @@ Files are written beside their place and renamed into it: a reader finds the old
 from __future__ import annotations
 
 import errno
+import functools
 import hashlib
 import json
 import os
@@ -34,6 +35,7 @@ from safetensors.numpy import load, save
 from ksm.errors import KsmError
 
 if TYPE_CHECKING:
+    from ksm.methods import Method
     from ksm.task import Task
 
 FORMAT = 2
@@ -61,6 +63,16 @@ _SHAPE: dict[str, type] = {
 """What is always there; the rest of `record` and `metrics` is its author's affair."""
 
 
+@dataclass(frozen=True, slots=True)
+class Use:
+    """Facts of a task's JSON; `classes` is how many there are."""
+
+    method: Method
+    head: str
+    classes: int
+    grown: float
+
+
 @dataclass(frozen=True)
 class Packed:
     """A task as its file holds it.
@@ -76,6 +88,15 @@ class Packed:
     def header(self) -> dict[str, Any]:
         """The JSON, parsed."""
         return json.loads(self.text)
+
+    @functools.cached_property
+    def use(self) -> Use:
+        """What using the task takes beside its tensors; parsed once."""
+        from ksm.methods import make
+
+        meta = self.header()
+        head, classes = meta["backbone"]["head"], len(meta["classes"])
+        return Use(make(**meta["method"]), head, classes, meta.get("grown", 1.0))
 
     def unpack(self, part: str) -> bytes:
         """What is in the frame of a part; for tensors, safetensors.

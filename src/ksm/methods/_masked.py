@@ -15,7 +15,8 @@ from ksm.clone import own_norms
 from ksm.errors import KsmError
 from ksm.layout import Granularity, Layout, can_mask, layout
 from ksm.methods._method import Method, Tensors, matches, others, trunk
-from ksm.pack import check, indices, length, look_up, pack, table, wide_table
+from ksm.methods._unpacking import Unpacking
+from ksm.pack import pack
 
 Norms = Literal["task", "frozen"]
 
@@ -96,37 +97,13 @@ class Masked(Method):
         self, model: nn.Module, head: str, tensors: Tensors, earlier: Sequence[Tensors] = ()
     ) -> None:
         layers = self.layers(model, head).values()
-        masks = self.masks(tensors, [self.cut(layer) for layer in layers])
+        values = self.factor_values(tensors)
+        unpacking = Unpacking([self.cut(layer) for layer in layers], values)
+        masks = unpacking.masks(tensors["mask/units"], values)
         for layer, mask in zip(layers, masks, strict=True):
             weight = layer.weight
             assert isinstance(weight, Tensor)
             layer.weight = nn.Parameter(weight * mask.to(weight), requires_grad=False)
-
-    def masks(self, tensors: Tensors, cuts: Sequence[Layout]) -> Iterator[Tensor]:
-        """What multiplies the weight of each layer, float32, to be broadcast over it.
-
-        One layer after another, so that a mask is used while it is in the processor's cache.
-
-        Args:
-            tensors: from `pack`.
-            cuts: of the layers, in the order of `layers`.
-        """
-        values = self.factor_values(tensors)
-        base, packed = values.shape[-1], tensors["mask/units"]
-        lengths = [length(math.prod(cut.units), base) for cut in cuts]
-        check(packed, base, sum(lengths))
-        own = [tuple(row) for row in values.reshape(-1, base).tolist()]
-        shared = len(own) == 1
-        narrow = indices(packed, wide=False).split(lengths)
-        pairs = indices(packed, wide=True).split([n // 2 for n in lengths])
-        for place, cut in enumerate(cuts):
-            repeat, (outputs, inputs, *kernel) = cut.repeat, cut.units
-            if shared and repeat == 1:  # else the tables would be too large, or too many
-                units = look_up(pairs[place], wide_table(own[0]))
-            else:
-                units = look_up(narrow[place], table(own[0 if shared else place], repeat))
-            count = outputs * inputs * repeat * math.prod(kernel)
-            yield cut.spread(units[:count].view(outputs, inputs * repeat, *kernel))
 
 
 @dataclass(frozen=True)
