@@ -313,6 +313,23 @@ RECIPES = {
             Row(f"finetune-{epochs}", "finetune", settings={"weight_lr": 3e-3}, budget=share)
             for epochs, share in _SHORT.items()
         ),
+        *(
+            dataclasses.replace(row, name=row.name.replace("ksm-", "ksm-10-"), budget=1 / 3)
+            for row in _variants(
+                "ksm",
+                {},
+                {"lr": 1e-2},
+                {"score_lr": 4e-3},
+                {"lr": 1e-2, "score_lr": 4e-3},
+                {"start": 6e-3},
+                {"temperature_end": 1.0},
+                {"temperature": 30.0, "temperature_end": 3.0},
+                {"scaling": "continuous", "alpha": 1.0},
+                {"scaling": "continuous", "alpha": 1.0, "score_lr": 1e-3},
+                {"learn_alpha": True},
+                {"pointwise": 4},
+            )
+        ),
     )
 }
 """The number in a name is that of the epochs; the released recipe has 30."""

@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from ksm import mask
+from ksm import direct, mask
 from ksm.errors import KsmError
 from ksm.layout import GRANULARITIES, Granularity, Layout, layout
 from ksm.methods._masked import LayerMask, Scored, ScoreMask, parts_of
@@ -163,6 +163,16 @@ class SoftMask(ScoreMask):
         m = self.method
         noise = mask.gumbel_noise(self.score) if m.noise and self.training else None
         rounds = self.rounds or not self.training
+        plain = rounds or noise is not None or isinstance(self.alpha, Tensor)
+        if not plain and self.score.device.type == "cpu" and not torch.compiler.is_compiling():
+            return direct.soft_mask(
+                self.score,
+                beta=m.beta,
+                tau=m.tau,
+                temperature=self.temperature.item(),
+                alpha=m.alpha,
+                scaling=m.scaling,
+            )
         return mask.soft_mask(
             self.score,
             beta=m.beta,

@@ -1,0 +1,187 @@
+"""What a training step takes: ksm's, its rivals', and the convolutions alone.
+
+All steps have the same network, batch, precision, threads, order of the input's values (channels
+last) and kind of optimizer (torch's fused one). Writes results/speed/step.{json,md}; with --quick
+one network at one size, and nothing is written.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+from collections.abc import Callable
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+from measuring import Times, in_turns, over, spread, write
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.nn.utils import parametrize
+from torchvision.models import resnet18
+
+import ksm
+from ksm.backbones.describe import describe, new_head
+from ksm.clone import is_norm, replace
+from ksm.compare.report import table
+from ksm.layout import can_mask
+
+NETWORKS: dict[str, Callable[[], nn.Module]] = {
+    "resnet18": lambda: resnet18(weights=None),
+    "resnet50_1by2": lambda: ksm.backbone("resnet50_1by2"),
+}
+CLASSES = 10
+BATCH = 32
+
+Step = Callable[[], object]
+
+
+class ReleasedRule(nn.Module):
+    """The mask of a layer as plainly written autograd, after the equations as published: softmax of
+    two logarithms, and a min-max over a copy of the scores in which the units that are on are 0."""
+
+    def __init__(self, weight: Tensor) -> None:
+        super().__init__()
+        self.score = nn.Parameter(torch.full((*weight.shape[:2], 1, 1), 1e-2))
+
+    def forward(self, weight: Tensor) -> Tensor:
+        chance = torch.sigmoid(1200 * (self.score - 5e-3))
+        both = torch.stack([torch.log(chance + 1e-20), torch.log(1 - chance + 1e-20)], dim=-1)
+        soft = torch.softmax(both / 100, dim=-1)[..., 0]
+        on = self.score >= 5e-3
+        binary = on.float() - soft.detach() + soft
+        scaling = self.score.detach().clone()
+        scaling[on] = 0
+        low, high = scaling.min(), scaling.max()
+        if high > low:
+            scaling = (scaling - low) / (high - low)
+        scaling = 0.5 * scaling
+        scaling[on] = 0
+        return weight * (binary + scaling)
+
+
+def step_of(model: nn.Module, optimizer: torch.optim.Optimizer, images: Tensor) -> Step:
+    """Forward, loss, backward, and a step of the optimizer."""
+    labels = torch.arange(BATCH, device=images.device) % CLASSES
+    model.train()
+
+    def step() -> None:
+        functional.cross_entropy(model(images), labels).backward()
+        optimizer.step()
+        for parameter in model.parameters():  # those too that the optimizer does not know
+            parameter.grad = None
+
+    return step
+
+
+def copied(backbone: nn.Module) -> nn.Module:
+    """A plain copy of the network with a head for these classes, all of it trainable."""
+    model = copy.deepcopy(backbone).requires_grad_(True)
+    head = describe(backbone).head
+    replace(model, head, new_head(model, head, CLASSES))
+    return model
+
+
+def released(backbone: nn.Module) -> nn.Module:
+    model = copied(backbone)
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d):
+            module.weight.requires_grad_(False)
+            parametrize.register_parametrization(module, "weight", ReleasedRule(module.weight))
+    return model
+
+
+def convolutions(backbone: nn.Module, images: Tensor) -> Step:
+    """Forward, input gradient and weight gradient of the convolutions alone, on inputs and
+    gradients of the same shapes and layout as in the network."""
+    found: list[tuple[nn.Conv2d, Tensor, Tensor]] = []
+    hooks = [
+        module.register_forward_hook(
+            lambda module, inputs, output: found.append(
+                (module, inputs[0].detach().clone(), torch.randn_like(output))
+            )
+        )
+        for module in backbone.modules()
+        if isinstance(module, nn.Conv2d)
+    ]
+    with torch.no_grad():
+        backbone(images)
+    for hook in hooks:
+        hook.remove()
+    weights = [module.weight.detach().clone().requires_grad_() for module, _, _ in found]
+    inputs = [each.requires_grad_(place > 0) for place, (_, each, _) in enumerate(found)]
+
+    def step() -> None:
+        for (module, _, gradient), each, weight in zip(found, inputs, weights, strict=True):
+            module._conv_forward(each, weight, None).backward(gradient)
+            each.grad = weight.grad = None
+
+    return step
+
+
+def steps_of(backbone: nn.Module, size: int) -> dict[str, Step]:
+    images = torch.randn(BATCH, 3, size, size).contiguous(memory_format=torch.channels_last)
+    adam, sgd = torch.optim.Adam, torch.optim.SGD
+
+    def ours(method: ksm.Method) -> Step:
+        model = ksm.add_task(backbone, CLASSES, method=method)
+        return step_of(model, adam(ksm.parameter_groups(model), fused=True), images)
+
+    tuned, tuned_sgd, plain = (copied(backbone) for _ in range(3))
+    rule = released(backbone)
+    small = [
+        parameter
+        for module in plain.modules()
+        if is_norm(module) or not can_mask(module)
+        for parameter in module.parameters(recurse=False)
+    ]
+    small += plain.get_submodule(describe(backbone).head).parameters()
+    rules = [parameter for parameter in rule.parameters() if parameter.requires_grad]
+
+    def forward() -> None:
+        with torch.no_grad():
+            backbone(images)
+
+    return {
+        "fine-tuning, Adam": step_of(tuned, adam(tuned.parameters(), 1e-4, fused=True), images),
+        "fine-tuning, SGD": step_of(
+            tuned_sgd, sgd(tuned_sgd.parameters(), 1e-3, momentum=0.9, fused=True), images
+        ),
+        "released rule": step_of(rule, adam(rules, 2e-4, fused=True), images),
+        "Piggyback": ours(ksm.Piggyback()),
+        "BatchNorm and head": ours(ksm.BN()),
+        "ksm": ours(ksm.KSM()),
+        "no masks": step_of(plain, adam(small, 1e-4, fused=True), images),
+        "convolutions": convolutions(backbone, images),
+        "frozen forward": forward,
+    }
+
+
+def overhead(times: Times) -> list[float]:
+    """What the method adds to a step of the same network with its weights' gradients, as a share
+    of what the convolutions take."""
+    return [
+        (ours - plain) / floor
+        for ours, plain, floor in zip(
+            times["ksm"], times["no masks"], times["convolutions"], strict=True
+        )
+    ]
+
+
+def main() -> None:
+    arguments = argparse.ArgumentParser()
+    arguments.add_argument("--network", default=",".join(NETWORKS))
+    arguments.add_argument("--size", default="64,128")
+    arguments.add_argument("--repeats", type=int, default=15)
+    arguments.add_argument("--quick", action="store_true")
+    given = arguments.parse_args()
+    for network in given.network.split(","):
+        backbone = NETWORKS[network]().eval()
+        for size in map(int, given.size.split(",")):
+            times = in_turns(steps_of(backbone, size), given.repeats)
+            for k in times: print(network, size, k, f"{1000*median(times[k]):.1f}", over(times[k], times["fine-tuning, Adam"]))
+            print("overhead", spread(overhead(times)), "released", over(times["ksm"],times["released rule"]))
+
+if __name__ == "__main__":
+    main()
