@@ -1,7 +1,8 @@
 """What a training step takes: ksm's, its rivals', and the convolutions alone.
 
-All steps have the same network, batch, precision, threads, order of the input's values (channels
-last) and kind of optimizer (torch's fused one). Writes results/speed/step.{json,md}; with --quick
+All steps have the same network, batch, precision, threads, memory allocator, kind of optimizer
+(torch's fused one) and, but for a second row of fine-tuning, order of values (channels last, as in
+`ksm learn`). Writes results/speed/step.{json,md}; with --quick
 one network at one size, and nothing is written.
 """
 
@@ -22,6 +23,7 @@ from torch.nn.utils import parametrize
 from torchvision.models import resnet18
 
 import ksm
+from ksm._malloc import keep_freed_blocks
 from ksm.backbones.describe import describe, new_head
 from ksm.clone import is_norm, replace
 from ksm.compare.report import table
@@ -65,6 +67,8 @@ def step_of(model: nn.Module, optimizer: torch.optim.Optimizer, images: Tensor) 
     """Forward, loss, backward, and a step of the optimizer."""
     labels = torch.arange(BATCH, device=images.device) % CLASSES
     model.train()
+    if images.is_contiguous(memory_format=torch.channels_last):
+        model.to(memory_format=torch.channels_last)
 
     def step() -> None:
         functional.cross_entropy(model(images), labels).backward()
@@ -105,11 +109,14 @@ def convolutions(backbone: nn.Module, images: Tensor) -> Step:
         for module in backbone.modules()
         if isinstance(module, nn.Conv2d)
     ]
+    last = torch.channels_last
     with torch.no_grad():
         backbone(images)
     for hook in hooks:
         hook.remove()
-    weights = [module.weight.detach().clone().requires_grad_() for module, _, _ in found]
+    weights = [
+        module.weight.detach().clone(memory_format=last).requires_grad_() for module, _, _ in found
+    ]
     inputs = [each.requires_grad_(place > 0) for place, (_, each, _) in enumerate(found)]
 
     def step() -> None:
@@ -128,7 +135,7 @@ def steps_of(backbone: nn.Module, size: int) -> dict[str, Step]:
         model = ksm.add_task(backbone, CLASSES, method=method)
         return step_of(model, adam(ksm.parameter_groups(model), fused=True), images)
 
-    tuned, tuned_sgd, plain = (copied(backbone) for _ in range(3))
+    tuned, tuned_sgd, usual, plain = (copied(backbone) for _ in range(4))
     rule = released(backbone)
     small = [
         parameter
@@ -147,6 +154,9 @@ def steps_of(backbone: nn.Module, size: int) -> dict[str, Step]:
         "fine-tuning, Adam": step_of(tuned, adam(tuned.parameters(), 1e-4, fused=True), images),
         "fine-tuning, SGD": step_of(
             tuned_sgd, sgd(tuned_sgd.parameters(), 1e-3, momentum=0.9, fused=True), images
+        ),
+        "fine-tuning, Adam, channels first": step_of(
+            usual, adam(usual.parameters(), 1e-4, fused=True), images.contiguous()
         ),
         "released rule": step_of(rule, adam(rules, 2e-4, fused=True), images),
         "Piggyback": ours(ksm.Piggyback()),
@@ -176,12 +186,26 @@ def main() -> None:
     arguments.add_argument("--repeats", type=int, default=15)
     arguments.add_argument("--quick", action="store_true")
     given = arguments.parse_args()
+    keep_freed_blocks()
     for network in given.network.split(","):
         backbone = NETWORKS[network]().eval()
         for size in map(int, given.size.split(",")):
             times = in_turns(steps_of(backbone, size), given.repeats)
-            for k in times: print(network, size, k, f"{1000*median(times[k]):.1f}", over(times[k], times["fine-tuning, Adam"]))
-            print("overhead", spread(overhead(times)), "released", over(times["ksm"],times["released rule"]))
+            for k in times:
+                print(
+                    network,
+                    size,
+                    k,
+                    f"{1000 * median(times[k]):.1f}",
+                    over(times[k], times["fine-tuning, Adam"]),
+                )
+            print(
+                "overhead",
+                spread(overhead(times)),
+                "released",
+                over(times["ksm"], times["released rule"]),
+            )
+
 
 if __name__ == "__main__":
     main()

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
+from ksm._malloc import keep_freed_blocks
 from ksm.compare.command import bench, compare
 from ksm.errors import KsmError
 
@@ -625,6 +626,7 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # file names can hold what has no encoding
             stream.reconfigure(errors="backslashreplace")
+    keep_freed_blocks()
     try:
         app()
     except (KsmError, OSError) as error:

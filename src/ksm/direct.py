@@ -27,7 +27,7 @@ def soft_mask(
     """As `ksm.mask.soft_mask`, without noise and levels, up to the rounding of the last bits.
 
     Args:
-        score: float32, contiguous, any shape.
+        score: float32, any shape.
         alpha: in [0, 1].
     """
     mask = _SoftMask.apply(score, beta, tau, temperature, alpha, scaling)
@@ -48,30 +48,29 @@ class _SoftMask(torch.autograd.Function):
     ) -> Tensor:
         ctx.save_for_backward(score)
         ctx.settings = beta, tau, temperature, alpha, scaling
-        flat = score.view(-1)
-        on = torch.ge(flat, tau, out=torch.empty_like(flat))
+        on = torch.ge(score, tau, out=torch.empty_like(score))
         if scaling == "none" or alpha == 0:
-            return on.view_as(score)
+            return on
         if scaling in ("continuous", "detached"):
-            part = _soft(flat, beta, tau, temperature).mul_(2 * alpha)
+            part = _soft(score, beta, tau, temperature).mul_(2 * alpha)
         else:
             if scaling == "minmax":
-                part = flat
-                low = flat.amin().item()
-                high = torch.sub(flat, on, alpha=_FAR).amax().item()
+                part = score
+                low = score.amin().item()
+                high = torch.sub(score, on, alpha=_FAR).amax().item()
             else:
-                part = torch.addcmul(flat, flat, on, value=-1)  # the on units counted as 0
+                part = torch.addcmul(score, score, on, value=-1)  # the on units counted as 0
                 low, high = (each.item() for each in part.aminmax())
             span = high - low
-            part = part.sub(low).div_(span / alpha) if span > 0 else torch.full_like(flat, alpha)
-        return torch.maximum(part.clamp_max_(alpha), on, out=part).view_as(score)
+            part = part.sub(low).div_(span / alpha) if span > 0 else torch.full_like(score, alpha)
+        return torch.maximum(part.clamp_max_(alpha), on, out=part)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
         (score,) = ctx.saved_tensors
         beta, tau, temperature, alpha, scaling = ctx.settings
-        gradient = gradients[0].contiguous()
+        gradient = gradients[0]
         if scaling == "continuous":
             off = torch.lt(score, tau, out=torch.empty_like(score))
             gradient = gradient * off.mul_(2 * alpha).add_(1)

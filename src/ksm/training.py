@@ -5,7 +5,8 @@ from __future__ import annotations
 import itertools
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -207,49 +208,53 @@ def fit(
     best_epoch: int | None = None
     stopped: str | None = None
     began = time.perf_counter()
+
+    def train_once(epoch: int, layout: torch.memory_format) -> tuple[float, float]:
+        """Go through the images once: mean loss, and images a second."""
+        total = torch.zeros((), device=accelerator.device)
+        seen, epoch_began, shown = 0, time.perf_counter(), 0.0
+        for step, (pixels, label) in enumerate(loader):
+            at = epoch * steps + step
+            if phase.before_step:
+                phase.before_step(share(at, epochs * steps))
+            outputs = prepared(train.inputs(pixels).contiguous(memory_format=layout))
+            if not isinstance(outputs, Tensor):
+                raise KsmError(
+                    f"{type(model).__name__} gives a {type(outputs).__name__} in training: "
+                    "expected a tensor; turn its auxiliary outputs off"
+                )
+            loss = functional.cross_entropy(
+                outputs.float(), label, weight, label_smoothing=settings.label_smoothing
+            )
+            accelerator.backward(loss + phase.penalty() if phase.penalty else loss)
+            for optimizer, schedule in zip(optimizers, schedules, strict=True):
+                optimizer.step()
+                optimizer.zero_grad()
+                schedule.step()
+            total += loss.detach() * len(label)
+            seen += len(label)
+            now = time.perf_counter()
+            if now - shown < 0.25 and step + 1 < steps:
+                continue  # reading the loss would wait for the device
+            shown = now
+            mean = total.item() / seen
+            if not math.isfinite(mean):
+                raise KsmError(
+                    f"the loss is {mean} in epoch {epoch + 1}, step {step + 1}: lower the "
+                    "learning rates"
+                )
+            left = (now - began) / (at + 1) * (epochs * steps - at - 1)
+            accuracy = best[0] if best else None
+            pace = seen / (now - epoch_began)
+            on_step(Progress(phase.name, epoch, epochs, step, steps, pace, left, mean, accuracy))
+        return total.item() / seen, seen / (time.perf_counter() - epoch_began)
+
     try:
         layout = layout_of(prepared, train.shape)
         for epoch in range(epochs):
             prepared.train()
-            total = torch.zeros((), device=accelerator.device)
-            seen, epoch_began, shown = 0, time.perf_counter(), 0.0
-            for step, (pixels, label) in enumerate(loader):
-                if phase.before_step:
-                    phase.before_step(share(epoch * steps + step, epochs * steps))
-                inputs = train.inputs(pixels).contiguous(memory_format=layout)
-                outputs = prepared(inputs)
-                if not isinstance(outputs, Tensor):
-                    raise KsmError(
-                        f"{type(model).__name__} gives a {type(outputs).__name__} in training: "
-                        "expected a tensor; turn its auxiliary outputs off"
-                    )
-                loss = functional.cross_entropy(
-                    outputs.float(), label, weight, label_smoothing=settings.label_smoothing
-                )
-                accelerator.backward(loss + phase.penalty() if phase.penalty else loss)
-                for optimizer, schedule in zip(optimizers, schedules, strict=True):
-                    optimizer.step()
-                    optimizer.zero_grad()
-                    schedule.step()
-                total += loss.detach() * len(label)
-                seen += len(label)
-                now = time.perf_counter()
-                if now - shown > 0.25 or step + 1 == steps:  # reading the loss waits for the device
-                    shown = now
-                    mean = total.item() / seen
-                    if not math.isfinite(mean):
-                        raise KsmError(
-                            f"the loss is {mean} in epoch {epoch + 1}, step {step + 1}: lower the "
-                            "learning rates"
-                        )
-                    so_far = epoch * steps + step + 1
-                    left = (now - began) / so_far * (epochs * steps - so_far)
-                    accuracy = best[0] if best else None
-                    pace = seen / (now - epoch_began)
-                    on_step(
-                        Progress(phase.name, epoch, epochs, step, steps, pace, left, mean, accuracy)
-                    )
-            train_seconds = time.perf_counter() - epoch_began
+            with ordered(prepared, layout):
+                loss, pace = train_once(epoch, layout)
             prepared.eval()
             settle(prepared, train, settings.batch, settings.settle, generator)
             found = evaluate(prepared, val)
@@ -261,10 +266,10 @@ def fit(
             record = {
                 "phase": phase.name,
                 "epoch": done + epoch + 1,
-                "loss": total.item() / seen,
+                "loss": loss,
                 "val_accuracy": found["accuracy"],
                 "val_loss": found["loss"],
-                "images_per_second": seen / train_seconds,
+                "images_per_second": pace,
                 "seconds": time.perf_counter() - began,
             }
             key = (found["accuracy"], -found["loss"])
@@ -288,6 +293,27 @@ def fit(
         ) from error
     accelerator.free_memory()
     return History(records, stopped, time.perf_counter() - began)
+
+
+@contextmanager
+def ordered(model: nn.Module, layout: torch.memory_format) -> Generator[None]:
+    """The model's convolution weights in the order that its inputs have, as long as it trains.
+
+    Elsewhere they are in torch's usual order, since the last bits of what a convolution gives
+    depend on it, and a task shall give in training, from its file, and in an `Engine` the same.
+    """
+    if layout == torch.contiguous_format:
+        yield
+        return
+    tensors = [each for each in (*model.parameters(), *model.buffers()) if each.dim() == 4]
+    shared = {id(p): p.data for p in model.parameters() if not p.requires_grad}
+    for each in tensors:
+        each.data = each.data.contiguous(memory_format=layout)
+    try:
+        yield
+    finally:
+        for each in tensors:
+            each.data = shared[id(each)] if id(each) in shared else each.data.contiguous()
 
 
 @torch.no_grad()
@@ -334,9 +360,10 @@ def layout_of(model: nn.Module, shape: tuple[int, ...]) -> torch.memory_format:
     network cannot take it, as where it calls `view` on what a convolution gives."""
     device = next(model.parameters()).device
     model.eval()
+    inputs = torch.zeros(2, *shape, device=device).contiguous(memory_format=torch.channels_last)
     try:
-        inputs = torch.zeros(2, *shape, device=device)
-        model(inputs.contiguous(memory_format=torch.channels_last)).sum().backward()
+        with ordered(model, torch.channels_last):
+            model(inputs).sum().backward()
     except Exception:  # the network's own code; if the order is not why, the first step tells
         return torch.contiguous_format
     finally:

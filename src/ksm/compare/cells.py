@@ -20,6 +20,7 @@ from multiprocessing import resource_tracker
 from pathlib import Path
 from typing import Any, TypeVar
 
+from ksm._malloc import keep_freed_blocks
 from ksm.bank import Bank
 from ksm.compare.images import images_of
 from ksm.compare.protocol import Domain, Protocol, Row, described, setup_of
@@ -197,7 +198,7 @@ def _run_chain(
 def _alone(work: Callable[..., T], *arguments: Any) -> T:
     """Do some work in a process of its own, so that its peak of memory is its own."""
     spawn = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(1, spawn, initializer=_die_of_interrupts) as pool:
+    with ProcessPoolExecutor(1, spawn, initializer=_begin) as pool:
         try:
             return pool.submit(work, *arguments).result()
         except BrokenProcessPool:
@@ -212,8 +213,10 @@ def _leave_interrupts() -> None:
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
 
 
-def _die_of_interrupts() -> None:
-    """Learning keeps its best epoch when it is interrupted, which here would make half a cell."""
+def _begin() -> None:
+    """As the command line begins; but learning keeps its best epoch when it is interrupted, which
+    here would make half a cell: an interrupt ends the process."""
+    keep_freed_blocks()
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     if hasattr(signal, "pthread_sigmask"):
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
