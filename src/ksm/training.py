@@ -45,6 +45,10 @@ class Training:
         balance: weigh each class by the inverse of its share of the training images.
         settle: batches from which BatchNorm statistics are estimated afresh before each
             validation; 0: the running averages are used as they are.
+        small: share of the steps, the first ones, in which images are shrunk to three quarters of
+            their side.
+        head_start: begin with the head that is best on the backbone's features; see
+            `ksm.headstart`.
         patience: stop after so many epochs without a better validation accuracy; None: never.
         augment, min_area: see `ksm.data.load.Images`.
         precision: "no", "bf16" or "fp16", as in accelerate.
@@ -59,6 +63,8 @@ class Training:
     label_smoothing: float = 0.0
     balance: bool = False
     settle: int = 16
+    small: float = 0.0
+    head_start: bool = False
     patience: int | None = None
     augment: Augment = "flip"
     min_area: float = 0.8
@@ -78,6 +84,7 @@ class Training:
                 raise KsmError(f"{what} is {value}: expected at least {least}")
         for value, what in [
             (self.warmup, "warmup"),
+            (self.small, "small"),
             (self.label_smoothing, "label smoothing"),
         ]:
             if not 0 <= value < 1:
@@ -217,7 +224,10 @@ def fit(
             at = epoch * steps + step
             if phase.before_step:
                 phase.before_step(share(at, epochs * steps))
-            outputs = prepared(train.inputs(pixels).contiguous(memory_format=layout))
+            inputs = train.inputs(pixels)
+            if at < settings.small * epochs * steps:
+                inputs = shrunk(inputs)
+            outputs = prepared(inputs.contiguous(memory_format=layout))
             if not isinstance(outputs, Tensor):
                 raise KsmError(
                     f"{type(model).__name__} gives a {type(outputs).__name__} in training: "
@@ -369,6 +379,12 @@ def layout_of(model: nn.Module, shape: tuple[int, ...]) -> torch.memory_format:
     finally:
         model.zero_grad()
     return torch.channels_last
+
+
+def shrunk(inputs: Tensor) -> Tensor:
+    """Images (n, 3, h, w) at three quarters of their side."""
+    size = [3 * side // 4 for side in inputs.shape[2:]]
+    return functional.interpolate(inputs, size=size, mode="bilinear", antialias=True)
 
 
 def share(step: int, steps: int) -> float:

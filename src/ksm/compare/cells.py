@@ -26,6 +26,7 @@ from ksm.compare.images import images_of
 from ksm.compare.protocol import Domain, Protocol, Row, described, setup_of
 from ksm.errors import KsmError
 from ksm.methods import METHODS, make
+from ksm.training import Training
 
 Cell = dict[str, Any]
 T = TypeVar("T")
@@ -117,6 +118,7 @@ def read(path: Path) -> Cell:
         cell: Cell = json.loads(path.read_text(encoding="utf-8"))
         setup = cell["setup"]
         setup["method"] = make(**setup["method"]).settings()
+        setup["training"] = dataclasses.asdict(Training(**setup["training"]))
         tasks = setup["protocol"]["tasks"]
         setup["protocol"]["tasks"] = [dataclasses.asdict(Domain(**task)) for task in tasks]
         cell["setup"] = json.loads(json.dumps(setup))

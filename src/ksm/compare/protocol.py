@@ -52,6 +52,7 @@ class Row:
         settings: of the method.
         goal_of: name of the row whose validation accuracy on the same task and seed is this one's
             `goal` (CPG).
+        training: settings of `ksm.Training` that are not the protocol's.
         budget: how many times the protocol's epochs it has; the product is rounded.
     """
 
@@ -60,6 +61,7 @@ class Row:
     recipe: str = "default"
     settings: Mapping[str, Any] = field(default_factory=dict[str, Any])
     goal_of: str | None = None
+    training: Mapping[str, Any] = field(default_factory=dict[str, Any])
     budget: float = 1
 
 
@@ -320,16 +322,19 @@ RECIPES = {
                 {},
                 {"lr": 1e-2},
                 {"score_lr": 4e-3},
-                {"lr": 1e-2, "score_lr": 4e-3},
                 {"start": 6e-3},
                 {"temperature_end": 1.0},
-                {"temperature": 30.0, "temperature_end": 3.0},
-                {"scaling": "continuous", "alpha": 1.0},
                 {"scaling": "continuous", "alpha": 1.0, "score_lr": 1e-3},
                 {"learn_alpha": True},
                 {"pointwise": 4},
+                {"every": 2},
+                {"every": 2, "score_lr": 4e-3},
+                {"every": 4, "score_lr": 4e-3},
             )
         ),
+        Row("ksm-10-head", "ksm", training={"head_start": True}, budget=1 / 3),
+        Row("ksm-5-head", "ksm", training={"head_start": True}, budget=1 / 6),
+        Row("ksm-10-small", "ksm", training={"small": 0.5}, budget=1 / 3),
     )
 }
 """The number in a name is that of the epochs; the released recipe has 30."""
@@ -362,6 +367,7 @@ def training_of(protocol: Protocol, row: Row, place: int, seed: int) -> Training
         "augment": domain.augment,
         "min_area": domain.min_area,
         "seed": seed,
+        **row.training,
     }
     if row.recipe == "released":
         return Training.released(METHODS[row.method], **budget)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -33,6 +34,7 @@ class KSM(Scored):
         spacing: of the levels; see `ksm.mask.level_values`.
         round_from: share of the training after which training rounds too; 1: never.
         pointwise: input channels that share a score in a pointwise (1 x 1) convolution.
+        every: the scores learn in one of so many steps, and rest in the others, which are cheaper.
         rate: weight, in the loss, of the mask's size in bits a masked weight; see
             `ksm.mask.coded_bits`. 0: small masks are not sought.
         score_lr, start, norms, target_modules: see `Scored`.
@@ -59,6 +61,7 @@ class KSM(Scored):
     spacing: mask.Spacing = "linear"
     round_from: float = 1.0
     pointwise: int = 1
+    every: int = 1
     rate: float = 0.0
 
     def __post_init__(self) -> None:
@@ -79,7 +82,11 @@ class KSM(Scored):
             raise KsmError(f"tau {self.tau}: expected a finite number")
         if not 0 <= self.alpha <= 1:
             raise KsmError(f"alpha {self.alpha}: expected a value from 0 to 1")
-        for name, least, most in [("levels", 1, 255), ("pointwise", 1, 1024)]:
+        for name, least, most in [
+            ("levels", 1, 255),
+            ("pointwise", 1, 1024),
+            ("every", 1, 1000),
+        ]:
             value = getattr(self, name)
             if not isinstance(value, int) or not least <= value <= most:
                 raise KsmError(f"{name} {value}: expected a whole number from {least} to {most}")
@@ -102,9 +109,13 @@ class KSM(Scored):
         masks = [mask for _, mask in parts_of(model, SoftMask)]
         weights = sum(math.prod(each.layout.weight) for each in masks)
 
+        step = itertools.count()
+
         def before_step(share: float) -> None:
+            learns = next(step) % self.every == 0
             for each in masks:
                 each.at(share)
+                each.learns = learns
 
         def size() -> Tensor:
             return self.rate / weights * torch.stack([each.bits() for each in masks]).sum()
