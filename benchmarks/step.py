@@ -16,10 +16,11 @@ from statistics import median
 from typing import Any
 
 import torch
-from measuring import Times, in_turns, over, spread, write
+from measuring import Times, in_turns, ms, over, spread, write
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.utils import parametrize
+from torch.profiler import ProfilerActivity, profile
 from torchvision.models import resnet18
 
 import ksm
@@ -179,32 +180,86 @@ def overhead(times: Times) -> list[float]:
     ]
 
 
+KINDS = {
+    "convolutions, forward": ("aten::mkldnn_convolution", "aten::_slow_conv2d_forward"),
+    "convolutions, backward": ("aten::convolution_backward",),
+    "BatchNorm": ("aten::native_batch_norm", "aten::native_batch_norm_backward"),
+    "ReLU, pooling, additions": (
+        "aten::threshold_backward", "aten::clamp_min_", "aten::relu_", "aten::add_", "aten::add",
+        "aten::max_pool2d_with_indices", "aten::max_pool2d_with_indices_backward",
+    ),
+    "masks": (
+        "_SoftMask", "_SoftMaskBackward", "aten::mul", "aten::sub", "aten::ge", "aten::maximum",
+        "aten::sigmoid_", "aten::sigmoid_backward", "aten::amin", "aten::amax", "aten::div_",
+        "aten::clamp_max_", "aten::mul_", "aten::sum",
+    ),
+    "optimizer": ("aten::_fused_adam_", "Optimizer.step#Adam.step"),
+}  # fmt: skip
+
+
+def shares(step: Step) -> dict[str, float]:
+    """Where a step's time goes, by kind of operation, as torch's profiler sees it."""
+    with profile(activities=[ProfilerActivity.CPU]) as seen:
+        for _ in range(5):
+            step()
+    events = {event.key: event.self_cpu_time_total for event in seen.key_averages()}
+    total = sum(events.values())
+    found = {kind: sum(events.get(key, 0) for key in keys) for kind, keys in KINDS.items()}
+    found["the rest"] = total - sum(found.values())
+    return {kind: spent / total for kind, spent in found.items()}
+
+
+RIVALS = ("fine-tuning, Adam", "released rule", "convolutions")
+
+
+def line(times: Times) -> str:
+    found = [median(ours / other for ours, other in zip(times["ksm"], times[name], strict=True))
+             for name in RIVALS[:2]]  # fmt: skip
+    return (
+        f"step/finetune={found[0]:.2f} step/released={found[1]:.2f} "
+        f"overhead={median(overhead(times)):.2f}"
+    )
+
+
 def main() -> None:
     arguments = argparse.ArgumentParser()
-    arguments.add_argument("--network", default=",".join(NETWORKS))
-    arguments.add_argument("--size", default="64,128")
-    arguments.add_argument("--repeats", type=int, default=15)
-    arguments.add_argument("--quick", action="store_true")
+    arguments.add_argument("--repeats", type=int, default=20)
+    arguments.add_argument("--quick", action="store_true", help="resnet18 at 64 pixels alone")
     given = arguments.parse_args()
     keep_freed_blocks()
-    for network in given.network.split(","):
-        backbone = NETWORKS[network]().eval()
-        for size in map(int, given.size.split(",")):
-            times = in_turns(steps_of(backbone, size), given.repeats)
-            for k in times:
-                print(
-                    network,
-                    size,
-                    k,
-                    f"{1000 * median(times[k]):.1f}",
-                    over(times[k], times["fine-tuning, Adam"]),
-                )
-            print(
-                "overhead",
-                spread(overhead(times)),
-                "released",
-                over(times["ksm"], times["released rule"]),
+    if given.quick:
+        print(line(in_turns(steps_of(NETWORKS["resnet18"]().eval(), 64), given.repeats)))
+        return
+    found: dict[str, Any] = {"batch": BATCH, "seconds": {}, "shares": {}}
+    texts: list[str] = []
+    for network, make in NETWORKS.items():
+        for size in (64, 128):
+            name = f"{network}, {size} pixels"
+            backbone = make().eval()
+            steps = steps_of(backbone, size)
+            times = found["seconds"][name] = in_turns(steps, given.repeats)
+            rows = [
+                [step, ms(each, ".1f"), *(over(each, times[rival]) for rival in RIVALS)]
+                for step, each in times.items()
+            ]
+            head = ["step", "ms", *(f"/ {rival}" for rival in RIVALS)]
+            part = shares(steps["ksm"])
+            found["shares"][name] = part
+            goes = ", ".join(f"{kind} {100 * share:.0f} %" for kind, share in part.items())
+            texts.append(
+                f"## {name}\n\n{table(head, rows)}\n\n`{line(times)}`; overhead "
+                f"{spread(overhead(times))}.\n\nWhere ksm's step goes (torch's profiler): {goes}."
             )
+    about = (
+        f"# A training step\n\n{BATCH} images, float32; median and middle half of "
+        f"{given.repeats} turns. All in channels-last order but where said, all with torch's fused "
+        "optimizers, all in a process that keeps the memory that it frees. `released rule`: KSM "
+        "with the published min-max, written as plain autograd; `no masks`: the same network with "
+        "plain weights that get gradients but are not stepped; `convolutions`: their forward, "
+        "input gradient and weight gradient alone. Overhead: what ksm's step takes more than `no masks`, "
+        "over `convolutions`."
+    )
+    write(Path("results/speed/step"), found, "\n\n".join([about, *texts]))
 
 
 if __name__ == "__main__":
