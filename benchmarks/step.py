@@ -256,8 +256,8 @@ def main() -> None:
         "optimizers, all in a process that keeps the memory that it frees. `released rule`: KSM "
         "with the published min-max, written as plain autograd; `no masks`: the same network with "
         "plain weights that get gradients but are not stepped; `convolutions`: their forward, "
-        "input gradient and weight gradient alone. Overhead: what ksm's step takes more than `no masks`, "
-        "over `convolutions`."
+        "input gradient and weight gradient alone. Overhead: what ksm's step takes more than "
+        "`no masks`, over `convolutions`."
     )
     write(Path("results/speed/step"), found, "\n\n".join([about, *texts]))
 
