@@ -1,0 +1,78 @@
+"""Training in little memory: the blocks of a network are computed a second time, going back.
+
+Gradient checkpointing (Chen et al., arXiv 1604.06174), by torch, of each block: what a block holds,
+its masked weights too, is there only while it is worked on; between blocks one tensor is kept.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager, nullcontext
+from functools import partial
+from typing import Any
+
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.utils import parametrize
+from torch.utils.checkpoint import checkpoint
+
+from ksm.errors import KsmError
+
+
+@contextmanager
+def lean(model: nn.Module) -> Generator[None]:
+    """Checkpoint the model's blocks meanwhile; what it computes stays the same.
+
+    Raises:
+        KsmError: it has no blocks.
+    """
+    found = list(blocks(model))
+    if not found:
+        raise KsmError(
+            f"{type(model).__name__} has no blocks to compute twice (modules with parts, in a "
+            "Sequential): train without lean"
+        )
+    for block in found:
+        again = partial(_contexts, block)
+        block.forward = partial(
+            checkpoint, block.forward, use_reentrant=False, context_fn=again, determinism_check="none"
+        )
+    try:
+        yield
+    finally:
+        for block in found:
+            del block.forward
+
+
+def blocks(model: nn.Module) -> Iterator[nn.Module]:
+    """The outermost modules in a Sequential that have trained parameters and parts of their own:
+    the residual blocks of most networks, but none that is itself a Sequential of such."""
+    for module in model.children():
+        inside = list(blocks(module))
+        if isinstance(module, nn.Sequential) and not inside:
+            inside = [
+                block
+                for block in module
+                if list(block.children())
+                and not parametrize.is_parametrized(block)
+                and any(each.requires_grad for each in block.parameters())
+            ]
+        yield from inside
+
+
+def _contexts(block: nn.Module) -> tuple[Any, Any]:
+    return nullcontext(), _still(block)
+
+
+@contextmanager
+def _still(block: nn.Module) -> Generator[None]:
+    """Leave the running statistics as they are: the first time counted."""
+    norms = [each for each in block.modules() if isinstance(each, _BatchNorm)]
+    momenta = [each.momentum for each in norms]
+    for each in norms:
+        each.momentum = 0.0
+    try:
+        yield
+    finally:
+        for each, momentum in zip(norms, momenta, strict=True):
+            each.momentum = momentum
