@@ -26,6 +26,7 @@ import ksm
 from ksm import KSM, Bank
 from ksm.compare.report import table
 from ksm.display import size
+from ksm.methods._unpacking import Unpacking
 from ksm.place import Place
 from ksm.taskfile import pack, unpack
 
@@ -49,8 +50,9 @@ def switching(backbone: nn.Module, method: KSM, repeats: int) -> tuple[Times, Ti
     if place is None or not place.write(packed[1]):
         raise RuntimeError("these tasks do not switch in place")
     tensors = load(packed[0].unpack("mask"))
-    found = place.unpacking[method].masks(tensors["mask/units"], method.factor_values(tensors))
-    masks = [mask.clone() for mask in found]
+    values = method.factor_values(tensors)
+    unpacking = Unpacking([method.cut(layer) for layer in place.layers], values)
+    masks = [mask.clone() for mask in unpacking.masks(tensors["mask/units"], values)]
     turn = 0
 
     def from_packed() -> None:

@@ -32,16 +32,23 @@ def lean(model: nn.Module) -> Generator[None]:
             f"{type(model).__name__} has no blocks to compute twice (modules with parts, in a "
             "Sequential): train without lean"
         )
+    before = [block.__dict__.get("forward") for block in found]
     for block in found:
-        again = partial(_contexts, block)
         block.forward = partial(
-            checkpoint, block.forward, use_reentrant=False, context_fn=again, determinism_check="none"
+            checkpoint,
+            block.forward,
+            use_reentrant=False,
+            context_fn=partial(_contexts, block),
+            determinism_check="none",
         )
     try:
         yield
     finally:
-        for block in found:
-            del block.forward
+        for block, forward in zip(found, before, strict=True):
+            if forward is None:
+                del block.forward
+            else:
+                block.forward = forward
 
 
 def blocks(model: nn.Module) -> Iterator[nn.Module]:

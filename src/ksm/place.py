@@ -14,9 +14,10 @@ from torch import Tensor, nn
 from ksm.backbones.describe import new_head
 from ksm.clone import replace
 from ksm.methods._masked import Masked
-from ksm.methods._unpacking import Unpacking
+from ksm.methods._method import Tensors
 from ksm.task import Task
 from ksm.taskfile import Packed
+from ksm.writing import Writing
 
 _STORED = {"F16": torch.float16, "F32": torch.float32}
 
@@ -32,7 +33,7 @@ class Place:
         layers: those layers.
         norms: how the file's part `norm` holds the normalisations.
         numbers: theirs, into which the module's tensors are views; in its dtype.
-        unpacking: of masks, for each method that was met.
+        writing: of masks, for each method that was met.
     """
 
     key: tuple[Any, ...]
@@ -43,7 +44,7 @@ class Place:
     layers: list[nn.Module]
     norms: _Norms
     numbers: Tensor
-    unpacking: dict[Masked, Unpacking]
+    writing: dict[Masked, Writing]
 
     @classmethod
     def of(cls, backbone: nn.Module, model: nn.Module, task: Task, packed: Packed) -> Place | None:
@@ -61,7 +62,7 @@ class Place:
         numbers = norms.numbers(whole).to(next(model.parameters()).device, precision)
         norms.bind(model, numbers)
         layers = method.layers(model, head)
-        return cls(
+        place = cls(
             key=(head, method.mask_from, method.target_modules),
             backbone=backbone,
             model=model,
@@ -70,8 +71,10 @@ class Place:
             layers=list(layers.values()),
             norms=norms,
             numbers=numbers,
-            unpacking={},
+            writing={},
         )
+        place._writing(method, task.tensors)  # so that no switch has to prepare it
+        return place
 
     @torch.no_grad()
     def write(self, packed: Packed) -> bool:
@@ -89,15 +92,18 @@ class Place:
         if not self.norms.fit(whole) or self.key != key:
             return False
         tensors = load(packed.unpack("mask"))
-        values = method.factor_values(tensors)
-        if method not in self.unpacking:
-            self.unpacking[method] = Unpacking([method.cut(one) for one in self.layers], values)
-        masks = self.unpacking[method].masks(tensors["mask/units"], values)
-        for frozen, folded, mask in zip(self.frozen, self.folded, masks, strict=True):
-            torch.mul(frozen, mask.to(frozen), out=folded)
+        writing, values = self._writing(method, tensors)
+        writing.write(tensors["mask/units"], values)
         self.numbers.copy_(self.norms.numbers(whole))
         self._write_head(use.head, use.classes, load(packed.unpack("head")))
         return True
+
+    def _writing(self, method: Masked, tensors: Tensors) -> tuple[Writing, Tensor]:
+        values = method.factor_values(tensors)
+        if method not in self.writing:
+            cuts = [method.cut(one) for one in self.layers]
+            self.writing[method] = Writing(cuts, self.frozen, self.folded, values)
+        return self.writing[method], values
 
     def _write_head(self, name: str, classes: int, tensors: dict[str, Tensor]) -> None:
         head = self.model.get_submodule(name)

@@ -21,6 +21,7 @@ import hashlib
 import json
 import os
 import struct
+import threading
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass
@@ -61,6 +62,16 @@ _SHAPE: dict[str, type] = {
     "metrics": dict,
 }
 """What is always there; the rest of `record` and `metrics` is its author's affair."""
+
+
+class _Here(threading.local):
+    """A thread's own decompressor: to make one takes as long as to unpack a head."""
+
+    def __init__(self) -> None:
+        self.zstd = zstandard.ZstdDecompressor()
+
+
+_HERE = _Here()
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +120,7 @@ class Packed:
             claimed = zstandard.frame_content_size(frame)
             if not 0 <= claimed <= UNPACKED:
                 raise ValueError(f"its part {part} claims {claimed} bytes")
-            return zstandard.ZstdDecompressor().decompress(frame)
+            return _HERE.zstd.decompress(frame)
         except zstandard.ZstdError as error:
             raise ValueError(f"its part {part} is no zstandard frame: {error}") from error
 

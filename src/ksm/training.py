@@ -6,7 +6,7 @@ import itertools
 import math
 import time
 from collections.abc import Callable, Generator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +22,7 @@ from ksm.data.features import Examples
 from ksm.data.load import AUGMENTS, Augment
 from ksm.errors import KsmError
 from ksm.evaluation import evaluate
+from ksm.lean import lean
 
 if TYPE_CHECKING:
     from ksm.methods import Method, Phase
@@ -49,6 +50,7 @@ class Training:
             their side.
         head_start: begin with the head that is best on the backbone's features; see
             `ksm.headstart`.
+        lean: less memory, more time; see `ksm.lean`.
         patience: stop after so many epochs without a better validation accuracy; None: never.
         augment, min_area: see `ksm.data.load.Images`.
         precision: "no", "bf16" or "fp16", as in accelerate.
@@ -65,6 +67,7 @@ class Training:
     settle: int = 16
     small: float = 0.0
     head_start: bool = False
+    lean: bool = False
     patience: int | None = None
     augment: Augment = "flip"
     min_area: float = 0.8
@@ -263,7 +266,8 @@ def fit(
         layout = layout_of(prepared, train.shape)
         for epoch in range(epochs):
             prepared.train()
-            with ordered(prepared, layout):
+            twice = lean(prepared) if settings.lean else nullcontext()
+            with ordered(prepared, layout), twice:
                 loss, pace = train_once(epoch, layout)
             prepared.eval()
             settle(prepared, train, settings.batch, settings.settle, generator)

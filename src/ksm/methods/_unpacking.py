@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 import torch
 from torch import Tensor
@@ -27,7 +28,7 @@ class _Stretch:
         rows: where the factors are written.
         masks: the layer's cut, its factors there, and what `Layout.spread` makes of them where that
             is the same memory.
-        table: which row of the factors' values is theirs.
+        table: which row of the factors' values is theirs, where layers have their own.
     """
 
     first: int
@@ -44,32 +45,40 @@ class Unpacking:
     Args:
         cuts: of the layers, in order.
         values: of the digits, as from `Masked.factor_values`, for their shape.
+        without: numbers of the layers of which no mask is wanted.
+
+    Attributes:
+        firsts: the first byte of each layer, and the number of bytes.
     """
 
-    def __init__(self, cuts: Sequence[Layout], values: Tensor) -> None:
+    def __init__(
+        self, cuts: Sequence[Layout], values: Tensor, without: Collection[int] = ()
+    ) -> None:
         self.base = values.shape[-1]
         self.shared = values.dim() == 1
-        runs: list[list[Layout]] = []
+        sizes = (length(math.prod(cut.units), self.base) for cut in cuts)
+        self.firsts = list(accumulate(sizes, initial=0))
+        runs: list[list[int]] = []
         room = 0
-        for cut in cuts:
+        for i, cut in enumerate(cuts):
+            if i in without:
+                continue
             room -= self._factors(cut)
-            if not runs or room < 0 or not self.shared or cut.repeat != runs[-1][-1].repeat:
+            last = runs[-1][-1] if runs else -2
+            apart = last != i - 1 or not self.shared or cut.repeat != cuts[last].repeat
+            if apart or room < 0:
                 runs.append([])
                 room = STRETCH - self._factors(cut)
-            runs[-1].append(cut)
-        most = max(sum(map(self._factors, run)) for run in runs)
+            runs[-1].append(i)
+        most = max((sum(self._factors(cuts[i]) for i in run) for run in runs), default=0)
         found = torch.empty(most)
-        self.bytes = 0
-        self.stretches: list[_Stretch] = []
-        for run in runs:
-            self.stretches.append(self._stretch(run, found))
-            self.bytes = self.stretches[-1].last
+        self.stretches = [self._stretch(run[0], [cuts[i] for i in run], found) for run in runs]
 
     def _factors(self, cut: Layout) -> int:
         """How many factors the bytes of a layer give, those that fill the last bytes too."""
         return length(math.prod(cut.units), self.base) * per_byte(self.base) * cut.repeat
 
-    def _stretch(self, run: list[Layout], found: Tensor) -> _Stretch:
+    def _stretch(self, begin: int, run: list[Layout], found: Tensor) -> _Stretch:
         masks: list[tuple[Layout, Tensor, Tensor | None]] = []
         repeat, at = run[0].repeat, 0
         for cut in run:
@@ -81,9 +90,8 @@ class Unpacking:
             at += self._factors(cut)
         # A pair of bytes is looked up at once where that table is small enough, and the only one.
         together = per_byte(self.base) * (2 if self._wide(repeat) else repeat)
-        last = self.bytes + sum(length(math.prod(cut.units), self.base) for cut in run)
-        rows = found[:at].view(-1, together)
-        return _Stretch(self.bytes, last, repeat, rows, masks, len(self.stretches))
+        first, last = self.firsts[begin], self.firsts[begin + len(run)]
+        return _Stretch(first, last, repeat, found[:at].view(-1, together), masks, begin)
 
     def _wide(self, repeat: int) -> bool:
         return self.shared and repeat == 1
@@ -99,7 +107,10 @@ class Unpacking:
         Raises:
             KsmError: these are not the bytes of such layers.
         """
-        check(packed, self.base, self.bytes)
+        check(packed, self.base, self.firsts[-1])
+        return self._masks(packed, values)
+
+    def _masks(self, packed: Tensor, values: Tensor) -> Iterator[Tensor]:
         own = [tuple(row) for row in values.reshape(-1, self.base).tolist()]
         for one in self.stretches:
             if wide := self._wide(one.repeat):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 from collections.abc import Mapping
@@ -133,7 +134,11 @@ class KSM(Scored):
         return SoftMask(layer, self)
 
     def factor_values(self, tensors: Tensors) -> Tensor:
-        alpha = tensors.get("mask/alpha", torch.tensor(self.alpha)).cpu()
+        if "mask/alpha" not in tensors:
+            return _own_values(self)
+        return self._values(tensors["mask/alpha"].cpu())
+
+    def _values(self, alpha: Tensor) -> Tensor:
         off = alpha.unsqueeze(-1) * self.level_values
         return torch.cat([torch.ones(*off.shape[:-1], 1), off], dim=-1)
 
@@ -142,6 +147,12 @@ class KSM(Scored):
             return {}
         alphas = [each.alpha.detach() for _, each in parts_of(model, SoftMask)]
         return {"mask/alpha": torch.stack(alphas)}
+
+
+@functools.lru_cache(maxsize=64)
+def _own_values(method: KSM) -> Tensor:
+    """Of a method with one alpha for all; not to be changed."""
+    return method._values(torch.tensor(method.alpha))
 
 
 class SoftMask(ScoreMask):
