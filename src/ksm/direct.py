@@ -62,8 +62,11 @@ class _SoftMask(torch.autograd.Function):
                 part = torch.addcmul(score, score, on, value=-1)  # the on units counted as 0
                 low, high = (each.item() for each in part.aminmax())
             span = high - low
-            part = part.sub(low).div_(span / alpha) if span > 0 else torch.full_like(score, alpha)
-        return torch.maximum(part.clamp_max_(alpha), on, out=part)
+            if span > 0:
+                part = part.sub(low).div_(span / alpha)
+            else:
+                part = torch.full_like(score, alpha)
+        return part.lerp_(on.new_ones(()), on)
 
     @staticmethod
     @once_differentiable
@@ -80,4 +83,5 @@ class _SoftMask(torch.autograd.Function):
 
 
 def _soft(score: Tensor, beta: float, tau: float, temperature: float) -> Tensor:
-    return score.sub(tau).mul_(beta / temperature).sigmoid_()
+    slope = beta / temperature
+    return torch.add(score.new_tensor(-tau * slope), score, alpha=slope).sigmoid_()
