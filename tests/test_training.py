@@ -6,6 +6,7 @@ import json
 import pytest
 import torch
 from torch import nn
+from torchvision.models import resnet18
 
 import ksm
 import ksm.course
@@ -20,7 +21,7 @@ from ksm.evaluation import evaluate
 from ksm.methods import Phase
 from ksm.methods.ksm import SoftMask
 from ksm.plot import curves
-from ksm.training import cosine, fit, settle, tenths
+from ksm.training import cosine, fit, ordered, settle, tenths
 from ksm.watch import Watcher
 
 QUICK = Training(epochs=3, batch=8)
@@ -537,3 +538,30 @@ def test_a_mask_is_made_once_for_a_whole_validation(monkeypatch):
     assert len(made) == len(set(made)) == 2
     settle(model, images_of(9), 2, 4, torch.Generator())
     assert len(made) == 4
+
+
+@pytest.mark.parametrize("method", ["ksm", "finetune", "packnet"])
+def test_weights_have_the_order_of_the_inputs_while_training_and_their_own_after(method):
+    backbone = tiny()
+    model = ksm.add_task(backbone, 3, method=method)
+    before = {name: (p.data_ptr(), p.detach().clone()) for name, p in model.named_parameters()}
+    wide = [p for p in model.parameters() if p.dim() == 4 and min(p.shape[1:3]) > 1]
+    with pytest.raises(KeyboardInterrupt), ordered(model, torch.channels_last):
+        assert all(p.is_contiguous(memory_format=torch.channels_last) for p in wide)
+        assert not any(p.is_contiguous() for p in wide)
+        raise KeyboardInterrupt
+    for name, parameter in model.named_parameters():
+        place, values = before[name]
+        assert parameter.is_contiguous() and torch.equal(parameter, values), name
+        assert parameter.requires_grad or parameter.data_ptr() == place, name
+
+
+def test_lean_training_learns_the_same(colours):
+    settings = dataclasses.replace(QUICK, epochs=1)
+    backbone = resnet18(weights=None).eval()
+    found = [
+        learn(colours, backbone, training=dataclasses.replace(settings, lean=lean))
+        for lean in (False, True)
+    ]
+    for name, tensor in found[0].tensors.items():
+        assert torch.equal(found[1].tensors[name], tensor), name

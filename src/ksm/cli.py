@@ -92,6 +92,7 @@ def learn(
         int | None, typer.Option(help="Stop after so many epochs without a gain.")
     ] = None,
     precision: Annotated[str, typer.Option(help="no, bf16 or fp16.")] = "no",
+    lean: Annotated[bool, typer.Option("--lean", help="Train in less memory, and slower.")] = False,
     workers: Annotated[int, typer.Option(help="Processes that load images.")] = 0,
     seed: Annotated[int, typer.Option(help="Of head, order and augmentation.")] = 0,
     limit: Annotated[int | None, typer.Option(help="At most so many training images.")] = None,
@@ -132,6 +133,7 @@ def learn(
         "patience": patience,
         "augment": augment,
         "precision": precision,
+        "lean": lean,
         "workers": workers,
         "seed": seed,
     }

@@ -13,7 +13,6 @@ from ksm.data.features import KEPT, Examples, Features
 from ksm.data.load import Images
 from ksm.errors import KsmError
 from ksm.evaluation import BATCH, device
-from ksm.headstart import set_head
 from ksm.methods import Outcome, Phase
 from ksm.task import origin, restore, snapshot
 from ksm.training import Training, fit, layout_of
@@ -57,10 +56,6 @@ class Run:
         course = known.method.phases(model, known.description.head, epochs)
         try:
             trained, train, val = self._above_trunk(model)
-            if self.training.head_start:
-                began = time.perf_counter()
-                set_head(trained.to(device()), model.get_submodule(known.description.head), train)
-                self.seconds += time.perf_counter() - began
             phase = next(course)
             while True:
                 outcome, interrupted = self._fit(model, phase, trained, train, val)

@@ -62,10 +62,7 @@ class _SoftMask(torch.autograd.Function):
                 part = torch.addcmul(score, score, on, value=-1)  # the on units counted as 0
                 low, high = (each.item() for each in part.aminmax())
             span = high - low
-            if span > 0:
-                part = part.sub(low).div_(span / alpha)
-            else:
-                part = torch.full_like(score, alpha)
+            part = part.sub(low).div_(span / alpha) if span > 0 else torch.full_like(score, alpha)
         return part.lerp_(on.new_ones(()), on)
 
     @staticmethod

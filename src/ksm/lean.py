@@ -52,19 +52,15 @@ def lean(model: nn.Module) -> Generator[None]:
 
 
 def blocks(model: nn.Module) -> Iterator[nn.Module]:
-    """The outermost modules in a Sequential that have trained parameters and parts of their own:
-    the residual blocks of most networks, but none that is itself a Sequential of such."""
+    """The outermost modules in a Sequential that have parts of their own and something to train,
+    and are no Sequential themselves: the residual blocks of most networks."""
     for module in model.children():
-        inside = list(blocks(module))
-        if isinstance(module, nn.Sequential) and not inside:
-            inside = [
-                block
-                for block in module
-                if list(block.children())
-                and not parametrize.is_parametrized(block)
-                and any(each.requires_grad for each in block.parameters())
-            ]
-        yield from inside
+        inside = isinstance(model, nn.Sequential) and not isinstance(module, nn.Sequential)
+        if inside and list(module.children()) and not parametrize.is_parametrized(module):
+            if any(each.requires_grad for each in module.parameters()):
+                yield module
+        else:
+            yield from blocks(module)
 
 
 def _contexts(block: nn.Module) -> tuple[Any, Any]:

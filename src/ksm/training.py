@@ -48,8 +48,6 @@ class Training:
             validation; 0: the running averages are used as they are.
         small: share of the steps, the first ones, in which images are shrunk to three quarters of
             their side.
-        head_start: begin with the head that is best on the backbone's features; see
-            `ksm.headstart`.
         lean: less memory, more time; see `ksm.lean`.
         patience: stop after so many epochs without a better validation accuracy; None: never.
         augment, min_area: see `ksm.data.load.Images`.
@@ -66,7 +64,6 @@ class Training:
     balance: bool = False
     settle: int = 16
     small: float = 0.0
-    head_start: bool = False
     lean: bool = False
     patience: int | None = None
     augment: Augment = "flip"

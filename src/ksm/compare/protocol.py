@@ -327,13 +327,8 @@ RECIPES = {
                 {"scaling": "continuous", "alpha": 1.0, "score_lr": 1e-3},
                 {"learn_alpha": True},
                 {"pointwise": 4},
-                {"every": 2},
-                {"every": 2, "score_lr": 4e-3},
-                {"every": 4, "score_lr": 4e-3},
             )
         ),
-        Row("ksm-10-head", "ksm", training={"head_start": True}, budget=1 / 3),
-        Row("ksm-5-head", "ksm", training={"head_start": True}, budget=1 / 6),
         Row("ksm-10-small", "ksm", training={"small": 0.5}, budget=1 / 3),
     )
 }

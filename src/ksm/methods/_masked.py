@@ -164,13 +164,6 @@ class ScoreMask(LayerMask):
         assert isinstance(weight, Tensor)
         scores = torch.full(self.layout.units, method.start, device=weight.device)
         self.score = nn.Parameter(scores)
-        self.learns = True
-        """Whether the scores get a gradient; where not, the layer's weight needs none, which is a
-        third of a step's work."""
-
-    def forward(self, weight: Tensor) -> Tensor:
-        with torch.set_grad_enabled(self.learns and torch.is_grad_enabled()):
-            return super().forward(weight)
 
 
 def targets(model: nn.Module, outside: frozenset[str], method: Method) -> dict[str, nn.Module]:

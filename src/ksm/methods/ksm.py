@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import itertools
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -35,7 +34,6 @@ class KSM(Scored):
         spacing: of the levels; see `ksm.mask.level_values`.
         round_from: share of the training after which training rounds too; 1: never.
         pointwise: input channels that share a score in a pointwise (1 x 1) convolution.
-        every: the scores learn in one of so many steps, and rest in the others, which are cheaper.
         rate: weight, in the loss, of the mask's size in bits a masked weight; see
             `ksm.mask.coded_bits`. 0: small masks are not sought.
         score_lr, start, norms, target_modules: see `Scored`.
@@ -62,7 +60,6 @@ class KSM(Scored):
     spacing: mask.Spacing = "linear"
     round_from: float = 1.0
     pointwise: int = 1
-    every: int = 1
     rate: float = 0.0
 
     def __post_init__(self) -> None:
@@ -86,7 +83,6 @@ class KSM(Scored):
         for name, least, most in [
             ("levels", 1, 255),
             ("pointwise", 1, 1024),
-            ("every", 1, 1000),
         ]:
             value = getattr(self, name)
             if not isinstance(value, int) or not least <= value <= most:
@@ -110,13 +106,9 @@ class KSM(Scored):
         masks = [mask for _, mask in parts_of(model, SoftMask)]
         weights = sum(math.prod(each.layout.weight) for each in masks)
 
-        step = itertools.count()
-
         def before_step(share: float) -> None:
-            learns = next(step) % self.every == 0
             for each in masks:
                 each.at(share)
-                each.learns = learns
 
         def size() -> Tensor:
             return self.rate / weights * torch.stack([each.bits() for each in masks]).sum()

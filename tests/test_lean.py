@@ -1,0 +1,73 @@
+"""Blocks that are computed twice give what they gave, and hold less meanwhile."""
+
+import contextlib
+import copy
+
+import pytest
+import torch
+from torch import nn
+from torch.autograd.graph import saved_tensors_hooks
+from torchvision.models import mobilenet_v2, resnet18
+
+import ksm
+from ksm import KSM, KsmError
+from ksm.lean import blocks, lean
+
+
+def trained(model, images, within):
+    """Gradients and running statistics after a step, and the bytes saved for going back."""
+    saved = {}
+
+    def pack(tensor):
+        saved[tensor.data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    torch.manual_seed(0)
+    with within, saved_tensors_hooks(pack, lambda tensor: tensor):
+        model(images).square().sum().backward()
+    gradients = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+    return gradients, dict(model.named_buffers()), sum(saved.values())
+
+
+@pytest.mark.parametrize("method", [KSM(), KSM(noise=True)])
+def test_the_same_step_with_less_saved(method):
+    backbone = resnet18(weights=None).eval()
+    torch.manual_seed(1)
+    plain = ksm.add_task(backbone, 5, method=method)
+    twice = copy.deepcopy(plain)
+    images = torch.randn(4, 3, 64, 64)
+    gradients, statistics, most = trained(plain, images, contextlib.nullcontext())
+    found, others, less = trained(twice, images, lean(twice))
+    assert gradients.keys() == found.keys()
+    for name, gradient in gradients.items():
+        assert torch.equal(found[name], gradient), name
+    for name, buffer in statistics.items():
+        if not name.endswith("num_batches_tracked"):
+            assert torch.equal(others[name], buffer), name
+    assert less < most / 2
+    assert all("forward" not in vars(module) for module in twice.modules())
+
+
+def test_which_blocks():
+    model = ksm.add_task(resnet18(weights=None), 5)
+    assert [type(each).__name__ for each in blocks(model)] == ["BasicBlock"] * 8
+    model = ksm.add_task(mobilenet_v2(weights=None), 5)
+    kinds = {type(each).__name__ for each in blocks(model)}
+    assert kinds == {"InvertedResidual"}
+    above = ksm.add_task(resnet18(weights=None), 5, method=KSM(mask_from="layer3"))
+    assert len(list(blocks(above))) == 4
+
+
+def test_a_network_without_blocks_is_told():
+    flat = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU())
+    with pytest.raises(KsmError, match="has no blocks to compute twice"), lean(flat):
+        pass
+
+
+def test_a_forward_of_the_block_s_own_comes_back():
+    model = ksm.add_task(resnet18(weights=None), 5)
+    block = next(blocks(model))
+    block.forward = own = block.forward
+    with lean(model):
+        assert block.forward is not own
+    assert block.forward is own

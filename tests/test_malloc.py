@@ -1,0 +1,36 @@
+"""What ksm's own processes ask of the allocator, and that it is granted."""
+
+import platform
+import subprocess
+import sys
+
+import pytest
+
+from ksm import _malloc
+
+SCRIPT = """
+import sys, torch
+from pathlib import Path
+from ksm._malloc import keep_freed_blocks
+def resident():
+    return int(Path('/proc/self/status').read_text().split('VmRSS:')[1].split()[0]) // 1024
+if sys.argv[1] == 'keep':
+    assert keep_freed_blocks()
+before = resident()
+block = torch.ones(64 * 2**20 // 4)
+del block
+print(resident() - before)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="of glibc")
+@pytest.mark.parametrize("way, kept", [("keep", True), ("leave", False)])
+def test_freed_memory_is_kept(way, kept):
+    command = [sys.executable, "-c", SCRIPT, way]
+    found = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    assert (int(found) > 48) == kept
+
+
+def test_elsewhere_nothing_is_asked(monkeypatch):
+    monkeypatch.setattr(_malloc.sys, "platform", "darwin")
+    assert not _malloc.keep_freed_blocks()
