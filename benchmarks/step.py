@@ -2,8 +2,10 @@
 
 All steps have the same network, batch, precision, threads, memory allocator, kind of optimizer
 (torch's fused one) and, but for a second row of fine-tuning, order of values (channels last, as in
-`ksm learn`). Writes results/speed/step.{json,md}; with --quick
-one network at one size, and nothing is written.
+`ksm learn`). Writes results/speed/step.{json,md}, or what --out says; with --quick one network at
+one size, and nothing is written. On a GPU, for instance:
+
+    python benchmarks/step.py --device cuda --batch 256 --bf16 --compile --out /tmp/step-gpu
 """
 
 from __future__ import annotations
@@ -11,6 +13,7 @@ from __future__ import annotations
 import argparse
 import copy
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -64,15 +67,29 @@ class ReleasedRule(nn.Module):
         return weight * (binary + scaling)
 
 
-def step_of(model: nn.Module, optimizer: torch.optim.Optimizer, images: Tensor) -> Step:
-    """Forward, loss, backward, and a step of the optimizer."""
-    labels = torch.arange(BATCH, device=images.device) % CLASSES
+def step_of(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    images: Tensor,
+    bf16: bool = False,
+    compiled: bool = False,
+) -> Step:
+    """Forward, loss, backward, and a step of the optimizer.
+
+    Args:
+        compiled: by torch, on a GPU with CUDA graphs.
+    """
+    labels = torch.arange(len(images), device=images.device) % CLASSES
     model.train()
     if images.is_contiguous(memory_format=torch.channels_last):
         model.to(memory_format=torch.channels_last)
+    mode = "reduce-overhead" if images.is_cuda else "default"
+    run: Callable[[Tensor], Tensor] = torch.compile(model, mode=mode) if compiled else model
 
     def step() -> None:
-        functional.cross_entropy(model(images), labels).backward()
+        with torch.autocast(images.device.type, torch.bfloat16, enabled=bf16):
+            outputs = run(images)
+        functional.cross_entropy(outputs.float(), labels).backward()
         optimizer.step()
         for parameter in model.parameters():  # those too that the optimizer does not know
             parameter.grad = None
@@ -97,7 +114,7 @@ def released(backbone: nn.Module) -> nn.Module:
     return model
 
 
-def convolutions(backbone: nn.Module, images: Tensor) -> Step:
+def convolutions(backbone: nn.Module, images: Tensor, bf16: bool) -> Step:
     """Forward, input gradient and weight gradient of the convolutions alone, on inputs and
     gradients of the same shapes and layout as in the network."""
     found: list[tuple[nn.Conv2d, Tensor, Tensor]] = []
@@ -111,14 +128,17 @@ def convolutions(backbone: nn.Module, images: Tensor) -> Step:
         if isinstance(module, nn.Conv2d)
     ]
     last = torch.channels_last
-    with torch.no_grad():
+    with torch.no_grad(), torch.autocast(images.device.type, torch.bfloat16, enabled=bf16):
         backbone(images)
     for hook in hooks:
         hook.remove()
     weights = [
-        module.weight.detach().clone(memory_format=last).requires_grad_() for module, _, _ in found
+        module.weight.detach().to(out.dtype).clone(memory_format=last).requires_grad_()
+        for module, _, out in found
     ]
-    inputs = [each.requires_grad_(place > 0) for place, (_, each, _) in enumerate(found)]
+    inputs = [
+        each.to(out.dtype).requires_grad_(place > 0) for place, (_, each, out) in enumerate(found)
+    ]
 
     def step() -> None:
         for (module, _, gradient), each, weight in zip(found, inputs, weights, strict=True):
@@ -128,15 +148,27 @@ def convolutions(backbone: nn.Module, images: Tensor) -> Step:
     return step
 
 
-def steps_of(backbone: nn.Module, size: int) -> dict[str, Step]:
-    images = torch.randn(BATCH, 3, size, size).contiguous(memory_format=torch.channels_last)
+def steps_of(
+    backbone: nn.Module,
+    size: int,
+    batch: int = BATCH,
+    device: str = "cpu",
+    bf16: bool = False,
+    compiled: bool = False,
+) -> dict[str, Step]:
+    """All steps by name; on a GPU, each waits until it is done."""
+    backbone = backbone.to(device)
+    images = torch.randn(batch, 3, size, size, device=device)
+    images = images.contiguous(memory_format=torch.channels_last)
     adam, sgd = torch.optim.Adam, torch.optim.SGD
+    step_by = partial(step_of, bf16=bf16)
 
-    def ours(method: ksm.Method) -> Step:
+    def ours(method: ksm.Method, compiled: bool = False) -> Step:
         model = ksm.add_task(backbone, CLASSES, method=method)
-        return step_of(model, adam(ksm.parameter_groups(model), fused=True), images)
+        optimizer = adam(ksm.parameter_groups(model), fused=True)
+        return step_by(model, optimizer, images, compiled=compiled)
 
-    tuned, tuned_sgd, usual, plain = (copied(backbone) for _ in range(4))
+    tuned, tuned_sgd, usual, plain, built = (copied(backbone) for _ in range(5))
     rule = released(backbone)
     small = [
         parameter
@@ -148,25 +180,39 @@ def steps_of(backbone: nn.Module, size: int) -> dict[str, Step]:
     rules = [parameter for parameter in rule.parameters() if parameter.requires_grad]
 
     def forward() -> None:
-        with torch.no_grad():
+        with torch.no_grad(), torch.autocast(images.device.type, torch.bfloat16, enabled=bf16):
             backbone(images)
 
-    return {
-        "fine-tuning, Adam": step_of(tuned, adam(tuned.parameters(), 1e-4, fused=True), images),
-        "fine-tuning, SGD": step_of(
-            tuned_sgd, sgd(tuned_sgd.parameters(), 1e-3, momentum=0.9, fused=True), images
+    rate = {"lr": 1e-4, "fused": True}
+    steps: dict[str, Step] = {
+        "fine-tuning, Adam": step_by(tuned, adam(tuned.parameters(), **rate), images),
+        "fine-tuning, SGD": step_by(
+            tuned_sgd, sgd(tuned_sgd.parameters(), **rate, momentum=0.9), images
         ),
-        "fine-tuning, Adam, channels first": step_of(
-            usual, adam(usual.parameters(), 1e-4, fused=True), images.contiguous()
+        "fine-tuning, Adam, channels first": step_by(
+            usual, adam(usual.parameters(), **rate), images.contiguous()
         ),
-        "released rule": step_of(rule, adam(rules, 2e-4, fused=True), images),
+        "released rule": step_by(rule, adam(rules, **rate), images),
         "Piggyback": ours(ksm.Piggyback()),
         "BatchNorm and head": ours(ksm.BN()),
         "ksm": ours(ksm.KSM()),
-        "no masks": step_of(plain, adam(small, 1e-4, fused=True), images),
-        "convolutions": convolutions(backbone, images),
+        "no masks": step_by(plain, adam(small, **rate), images),
+        "convolutions": convolutions(backbone, images, bf16),
         "frozen forward": forward,
     }
+    if compiled:
+        optimizer = adam(built.parameters(), **rate)
+        steps["fine-tuning, Adam, compiled"] = step_by(built, optimizer, images, compiled=True)
+        steps["ksm, compiled"] = ours(ksm.KSM(), compiled=True)
+    return {name: waited(step) for name, step in steps.items()} if images.is_cuda else steps
+
+
+def waited(step: Step) -> Step:
+    def until_done() -> None:
+        step()
+        torch.cuda.synchronize()
+
+    return until_done
 
 
 def overhead(times: Times) -> list[float]:
@@ -225,33 +271,43 @@ def main() -> None:
     arguments = argparse.ArgumentParser()
     arguments.add_argument("--repeats", type=int, default=20)
     arguments.add_argument("--quick", action="store_true", help="resnet18 at 64 pixels alone")
+    arguments.add_argument("--device", default="cpu")
+    arguments.add_argument("--batch", type=int, default=BATCH)
+    arguments.add_argument("--bf16", action="store_true")
+    arguments.add_argument("--compile", action="store_true")
+    arguments.add_argument("--out", type=Path, default=Path("results/speed/step"))
     given = arguments.parse_args()
     keep_freed_blocks()
     if given.quick:
         print(line(in_turns(steps_of(NETWORKS["resnet18"]().eval(), 64), given.repeats)))
         return
-    found: dict[str, Any] = {"batch": BATCH, "seconds": {}, "shares": {}}
+    name = torch.cuda.get_device_name() if given.device == "cuda" else given.device
+    found: dict[str, Any] = {"device": name, "batch": given.batch, "seconds": {}, "shares": {}}
     texts: list[str] = []
     for network, make in NETWORKS.items():
         for size in (64, 128):
-            name = f"{network}, {size} pixels"
-            backbone = make().eval()
-            steps = steps_of(backbone, size)
-            times = found["seconds"][name] = in_turns(steps, given.repeats)
+            case = f"{network}, {size} pixels"
+            steps = steps_of(
+                make().eval(), size, given.batch, given.device, given.bf16, given.compile
+            )
+            times = found["seconds"][case] = in_turns(steps, given.repeats)
             rows = [
                 [step, ms(each, ".1f"), *(over(each, times[rival]) for rival in RIVALS)]
                 for step, each in times.items()
             ]
             head = ["step", "ms", *(f"/ {rival}" for rival in RIVALS)]
-            part = shares(steps["ksm"])
-            found["shares"][name] = part
-            goes = ", ".join(f"{kind} {100 * share:.0f} %" for kind, share in part.items())
-            texts.append(
-                f"## {name}\n\n{table(head, rows)}\n\n`{line(times)}`; overhead "
-                f"{spread(overhead(times))}.\n\nWhere ksm's step goes (torch's profiler): {goes}."
+            text = (
+                f"## {case}\n\n{table(head, rows)}\n\n`{line(times)}`; overhead "
+                f"{spread(overhead(times))}."
             )
+            if given.device == "cpu":
+                part = found["shares"][case] = shares(steps["ksm"])
+                goes = ", ".join(f"{kind} {100 * share:.0f} %" for kind, share in part.items())
+                text += f"\n\nWhere ksm's step goes (torch's profiler): {goes}."
+            texts.append(text)
     about = (
-        f"# A training step\n\n{BATCH} images, float32; median and middle half of "
+        f"# A training step\n\nOn {name}: {given.batch} images, "
+        f"{'bf16 (autocast)' if given.bf16 else 'float32'}; median and middle half of "
         f"{given.repeats} turns. All in channels-last order but where said, all with torch's fused "
         "optimizers, all in a process that keeps the memory that it frees. `released rule`: KSM "
         "with the published min-max, written as plain autograd; `no masks`: the same network with "
@@ -259,7 +315,7 @@ def main() -> None:
         "input gradient and weight gradient alone. Overhead: what ksm's step takes more than "
         "`no masks`, over `convolutions`."
     )
-    write(Path("results/speed/step"), found, "\n\n".join([about, *texts]))
+    write(given.out, found, "\n\n".join([about, *texts]))
 
 
 if __name__ == "__main__":

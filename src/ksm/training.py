@@ -6,7 +6,7 @@ import itertools
 import math
 import time
 from collections.abc import Callable, Generator
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +23,7 @@ from ksm.data.load import AUGMENTS, Augment
 from ksm.errors import KsmError
 from ksm.evaluation import evaluate
 from ksm.lean import lean
+from ksm.sampled import sampled
 
 if TYPE_CHECKING:
     from ksm.methods import Method, Phase
@@ -46,8 +47,8 @@ class Training:
         balance: weigh each class by the inverse of its share of the training images.
         settle: batches from which BatchNorm statistics are estimated afresh before each
             validation; 0: the running averages are used as they are.
-        small: share of the steps, the first ones, in which images are shrunk to three quarters of
-            their side.
+        sample: share of each batch from which the gradients of convolution weights are estimated;
+            see `ksm.sampled`.
         lean: less memory, more time; see `ksm.lean`.
         patience: stop after so many epochs without a better validation accuracy; None: never.
         augment, min_area: see `ksm.data.load.Images`.
@@ -63,7 +64,7 @@ class Training:
     label_smoothing: float = 0.0
     balance: bool = False
     settle: int = 16
-    small: float = 0.0
+    sample: float = 1.0
     lean: bool = False
     patience: int | None = None
     augment: Augment = "flip"
@@ -84,7 +85,6 @@ class Training:
                 raise KsmError(f"{what} is {value}: expected at least {least}")
         for value, what in [
             (self.warmup, "warmup"),
-            (self.small, "small"),
             (self.label_smoothing, "label smoothing"),
         ]:
             if not 0 <= value < 1:
@@ -93,8 +93,9 @@ class Training:
             raise KsmError(f"drops are {self.drops}: expected rising values between 0 and 1")
         if not 0 <= self.seed < 2**63:
             raise KsmError(f"seed is {self.seed}: expected a whole number from 0 to 2^63 - 1")
-        if not 0 < self.min_area <= 1:
-            raise KsmError(f"min_area is {self.min_area}: expected a value from 0 to 1")
+        for value, what in [(self.min_area, "min_area"), (self.sample, "sample")]:
+            if not 0 < value <= 1:
+                raise KsmError(f"{what} is {value}: expected more than 0 and at most 1")
         if self.augment not in AUGMENTS:
             raise KsmError(f"augment {self.augment!r}: expected one of {', '.join(AUGMENTS)}")
         if self.precision not in ("no", "bf16", "fp16"):
@@ -224,10 +225,7 @@ def fit(
             at = epoch * steps + step
             if phase.before_step:
                 phase.before_step(share(at, epochs * steps))
-            inputs = train.inputs(pixels)
-            if at < settings.small * epochs * steps:
-                inputs = shrunk(inputs)
-            outputs = prepared(inputs.contiguous(memory_format=layout))
+            outputs = prepared(train.inputs(pixels).contiguous(memory_format=layout))
             if not isinstance(outputs, Tensor):
                 raise KsmError(
                     f"{type(model).__name__} gives a {type(outputs).__name__} in training: "
@@ -263,8 +261,12 @@ def fit(
         layout = layout_of(prepared, train.shape)
         for epoch in range(epochs):
             prepared.train()
-            twice = lean(prepared) if settings.lean else nullcontext()
-            with ordered(prepared, layout), twice:
+            with ExitStack() as ways:
+                ways.enter_context(ordered(prepared, layout))
+                if settings.lean:
+                    ways.enter_context(lean(prepared))
+                if settings.sample < 1:
+                    ways.enter_context(sampled(prepared, settings.sample))
                 loss, pace = train_once(epoch, layout)
             prepared.eval()
             settle(prepared, train, settings.batch, settings.settle, generator)
@@ -380,12 +382,6 @@ def layout_of(model: nn.Module, shape: tuple[int, ...]) -> torch.memory_format:
     finally:
         model.zero_grad()
     return torch.channels_last
-
-
-def shrunk(inputs: Tensor) -> Tensor:
-    """Images (n, 3, h, w) at three quarters of their side."""
-    size = [3 * side // 4 for side in inputs.shape[2:]]
-    return functional.interpolate(inputs, size=size, mode="bilinear", antialias=True)
 
 
 def share(step: int, steps: int) -> float:

@@ -304,6 +304,7 @@ ABOUT_STAGES = (
     "`layer3` as they are: many tasks run them once for an image, and training keeps their outputs."
 )
 
+_FAST = {"score_lr": 4e-3}
 _SHORT = {"30": 1, "15": 1 / 2, "10": 1 / 3, "5": 1 / 6}
 
 RECIPES = {
@@ -329,7 +330,10 @@ RECIPES = {
                 {"pointwise": 4},
             )
         ),
-        Row("ksm-10-small", "ksm", training={"small": 0.5}, budget=1 / 3),
+        Row("ksm-10-half", "ksm", settings=_FAST, training={"sample": 0.5}, budget=1 / 3),
+        Row("ksm-10-quarter", "ksm", settings=_FAST, training={"sample": 0.25}, budget=1 / 3),
+        Row("ksm-10-layer2", "ksm", settings=_FAST | {"mask_from": "layer2"}, budget=1 / 3),
+        Row("ksm-10-layer3", "ksm", settings=_FAST | {"mask_from": "layer3"}, budget=1 / 3),
     )
 }
 """The number in a name is that of the epochs; the released recipe has 30."""
