@@ -17,7 +17,6 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
-
 _NAME = "_conv_forward"
 """What torch's Conv2d does with its inputs, its weight and its bias."""
 
