@@ -13,7 +13,8 @@ def network():
     torch.manual_seed(0)
     return nn.Sequential(
         nn.Conv2d(3, 8, 3, padding=1, stride=2), nn.ReLU(),
-        nn.Conv2d(8, 8, 3, groups=4, bias=False), nn.ReLU(), nn.Conv2d(8, 4, 1, bias=False), nn.Flatten(), nn.Linear(4 * 6 * 6, 5),
+        nn.Conv2d(8, 8, 3, groups=4, bias=False), nn.ReLU(),
+        nn.Conv2d(8, 4, 1, bias=False), nn.Flatten(), nn.Linear(4 * 6 * 6, 5),
     ).double()  # fmt: skip
 
 
