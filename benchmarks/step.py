@@ -32,7 +32,6 @@ from ksm.backbones.describe import describe, new_head
 from ksm.clone import is_norm, replace
 from ksm.compare.report import table
 from ksm.layout import can_mask
-from ksm.sampled import sampled
 
 NETWORKS: dict[str, Callable[[], nn.Module]] = {
     "resnet18": lambda: resnet18(weights=None),
@@ -164,18 +163,10 @@ def steps_of(
     adam, sgd = torch.optim.Adam, torch.optim.SGD
     step_by = partial(step_of, bf16=bf16)
 
-    def ours(method: ksm.Method, compiled: bool = False, sample: float = 1.0) -> Step:
+    def ours(method: ksm.Method, compiled: bool = False) -> Step:
         model = ksm.add_task(backbone, CLASSES, method=method)
         optimizer = adam(ksm.parameter_groups(model), fused=True)
-        step = step_by(model, optimizer, images, compiled=compiled)
-        if sample == 1:
-            return step
-
-        def from_part() -> None:
-            with sampled(model, sample):
-                step()
-
-        return from_part
+        return step_by(model, optimizer, images, compiled=compiled)
 
     tuned, tuned_sgd, usual, plain, built = (copied(backbone) for _ in range(5))
     rule = released(backbone)
@@ -205,7 +196,6 @@ def steps_of(
         "Piggyback": ours(ksm.Piggyback()),
         "BatchNorm and head": ours(ksm.BN()),
         "ksm": ours(ksm.KSM()),
-        "ksm, sample 0.5": ours(ksm.KSM(), sample=0.5),
         "no masks": step_by(plain, adam(small, **rate), images),
         "convolutions": convolutions(backbone, images, bf16),
         "frozen forward": forward,
@@ -321,8 +311,7 @@ def main() -> None:
         f"{given.repeats} turns. All in channels-last order but where said, all with torch's fused "
         "optimizers, all in a process that keeps the memory that it frees. `released rule`: KSM "
         "with the published min-max, written as plain autograd; `no masks`: the same network with "
-        "plain weights that get gradients but are not stepped; `sample 0.5`: weight gradients from "
-        "half of each batch; `convolutions`: their forward, "
+        "plain weights that get gradients but are not stepped; `convolutions`: their forward, "
         "input gradient and weight gradient alone. Overhead: what ksm's step takes more than "
         "`no masks`, over `convolutions`."
     )

@@ -293,7 +293,6 @@ def test_augmentation():
         ({"augment": "x"}, "augment 'x': expected one of none, flip"),
         ({"precision": "fp8"}, "precision 'fp8'"),
         ({"min_area": 0}, "min_area is 0"),
-        ({"sample": 0}, "sample is 0"),
         ({"settle": -1}, "settle is -1"),
         ({"seed": -1}, "seed is -1"),
         ({"seed": 10**20}, "seed is 100000000000000000000"),

@@ -6,7 +6,7 @@ import itertools
 import math
 import time
 from collections.abc import Callable, Generator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +23,6 @@ from ksm.data.load import AUGMENTS, Augment
 from ksm.errors import KsmError
 from ksm.evaluation import evaluate
 from ksm.lean import lean
-from ksm.sampled import sampled
 
 if TYPE_CHECKING:
     from ksm.methods import Method, Phase
@@ -47,8 +46,6 @@ class Training:
         balance: weigh each class by the inverse of its share of the training images.
         settle: batches from which BatchNorm statistics are estimated afresh before each
             validation; 0: the running averages are used as they are.
-        sample: share of each batch from which the gradients of convolution weights are estimated;
-            see `ksm.sampled`.
         lean: less memory, more time; see `ksm.lean`.
         patience: stop after so many epochs without a better validation accuracy; None: never.
         augment, min_area: see `ksm.data.load.Images`.
@@ -64,7 +61,6 @@ class Training:
     label_smoothing: float = 0.0
     balance: bool = False
     settle: int = 16
-    sample: float = 1.0
     lean: bool = False
     patience: int | None = None
     augment: Augment = "flip"
@@ -93,9 +89,8 @@ class Training:
             raise KsmError(f"drops are {self.drops}: expected rising values between 0 and 1")
         if not 0 <= self.seed < 2**63:
             raise KsmError(f"seed is {self.seed}: expected a whole number from 0 to 2^63 - 1")
-        for value, what in [(self.min_area, "min_area"), (self.sample, "sample")]:
-            if not 0 < value <= 1:
-                raise KsmError(f"{what} is {value}: expected more than 0 and at most 1")
+        if not 0 < self.min_area <= 1:
+            raise KsmError(f"min_area is {self.min_area}: expected a value from 0 to 1")
         if self.augment not in AUGMENTS:
             raise KsmError(f"augment {self.augment!r}: expected one of {', '.join(AUGMENTS)}")
         if self.precision not in ("no", "bf16", "fp16"):
@@ -261,12 +256,8 @@ def fit(
         layout = layout_of(prepared, train.shape)
         for epoch in range(epochs):
             prepared.train()
-            with ExitStack() as ways:
-                ways.enter_context(ordered(prepared, layout))
-                if settings.lean:
-                    ways.enter_context(lean(prepared))
-                if settings.sample < 1:
-                    ways.enter_context(sampled(prepared, settings.sample))
+            twice = lean(prepared) if settings.lean else nullcontext()
+            with ordered(prepared, layout), twice:
                 loss, pace = train_once(epoch, layout)
             prepared.eval()
             settle(prepared, train, settings.batch, settings.settle, generator)

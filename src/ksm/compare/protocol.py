@@ -332,8 +332,6 @@ RECIPES = {
                 {"pointwise": 4},
             )
         ),
-        Row("ksm-10-half", "ksm", settings=_FAST, training={"sample": 0.5}, budget=1 / 3),
-        Row("ksm-10-quarter", "ksm", settings=_FAST, training={"sample": 0.25}, budget=1 / 3),
         Row("ksm-10-layer2", "ksm", settings=_FAST | {"mask_from": "layer2"}, budget=1 / 3),
         Row("ksm-10-layer3", "ksm", settings=_FAST | {"mask_from": "layer3"}, budget=1 / 3),
     )
