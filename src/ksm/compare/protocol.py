@@ -52,7 +52,6 @@ class Row:
         settings: of the method.
         goal_of: name of the row whose validation accuracy on the same task and seed is this one's
             `goal` (CPG).
-        training: settings of `ksm.Training` that are not the protocol's.
         budget: how many times the protocol's epochs it has; the product is rounded.
     """
 
@@ -61,7 +60,6 @@ class Row:
     recipe: str = "default"
     settings: Mapping[str, Any] = field(default_factory=dict[str, Any])
     goal_of: str | None = None
-    training: Mapping[str, Any] = field(default_factory=dict[str, Any])
     budget: float = 1
 
 
@@ -366,7 +364,6 @@ def training_of(protocol: Protocol, row: Row, place: int, seed: int) -> Training
         "augment": domain.augment,
         "min_area": domain.min_area,
         "seed": seed,
-        **row.training,
     }
     if row.recipe == "released":
         return Training.released(METHODS[row.method], **budget)
