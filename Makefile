@@ -1,7 +1,8 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test test-fast check bench-small bench-ablation bench-size bench-use clean
+.PHONY: demo test test-fast check bench-step bench-small bench-ablation bench-size bench-use bench-train \
+	bench-recipes clean
 
 demo: .venv/ready          ## three real tasks on one frozen backbone
 	$(BIN)/python examples/demo.py
@@ -49,6 +50,20 @@ bench-use: .venv/ready     ## switching, shared trunk, mixed batches, unknown ta
 	$(BIN)/ksm bench sizes --methods ksm --out results/sizes/resnet50_1by2
 	$(BIN)/python benchmarks/unknown.py
 	$(BIN)/python benchmarks/bank.py
+
+bench-step: .venv/ready    ## a step of resnet18 at 64 pixels against its rivals: a minute
+	$(BIN)/python benchmarks/step.py --quick
+
+bench-train: .venv/ready   ## steps, memory, a hundred tasks: half an hour
+	$(BIN)/python benchmarks/step.py
+	$(BIN)/python benchmarks/memory.py
+	$(BIN)/python benchmarks/growth.py
+
+RECIPES = ksm-released,ksm-10,ksm-10-start=0.006
+
+bench-recipes: .venv/ready ## how soon a recipe reaches the released one's accuracy: hours
+	$(BIN)/ksm bench recipes --processes 2 --out results/recipes/resnet50_1by2
+	$(BIN)/ksm bench recipes --processes 2 --out results/recipes/resnet50_1by2 --seeds 3 --methods $(RECIPES)
 
 # torch first: the version that the constraints name is then kept by what needs "torch".
 .venv/ready: pyproject.toml constraints.txt
