@@ -323,7 +323,6 @@ RECIPES = {
                 {"score_lr": 4e-3},
                 {"start": 6e-3},
                 {"start": 6e-3, "score_lr": 4e-3},
-                {"start": 5.2e-3},
                 {"temperature_end": 1.0},
                 {"scaling": "continuous", "alpha": 1.0, "score_lr": 1e-3},
                 {"learn_alpha": True},
