@@ -20,7 +20,7 @@ from statistics import mean, median
 from typing import Any
 
 import torch
-from measuring import write
+from measuring import resident, write
 
 import ksm
 from ksm._malloc import keep_freed_blocks
@@ -40,11 +40,6 @@ PART = 10
 MOST = {"cpg": 38}
 """How many tasks a method gets where each takes longer than the one before."""
 IMAGES = {"train": 64, "val": 32, "test": 32}
-
-
-def resident(what: str) -> int:
-    text = Path("/proc/self/status").read_text()
-    return 1024 * int(text.split(f"{what}:")[1].split()[0])
 
 
 def folders(count: int, place: Path) -> list[Path]:
@@ -122,8 +117,9 @@ def text(found: dict[str, Any]) -> str:
         f"# Growth\n\n{found['tasks']} tasks, of two characters each, one after another: medians "
         f"of tasks 2 to {PART + 1} and of the last {PART}. `learn`: `ksm.learn` and saving, s; "
         "`use`: loading, folding and one image, ms; `file`: of one task, the tasks that it needs "
-        "not counted; `resident`: memory of the process after a task. `(full)`: no further task "
-        f"found room. CPG may grow to four times the size, and gets {MOST['cpg']} tasks: each "
+        "not counted; `resident`: memory of the process after a task, which keeps what it freed: "
+        "nearly its peak. `test`: mean over its own tasks. `(full)`: no further task found room. "
+        f" CPG may grow to four times the size, and gets {MOST['cpg']} tasks: each "
         "takes longer than the one before."
     )
     head = [

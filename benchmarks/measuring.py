@@ -75,6 +75,12 @@ def untrained(backbone: nn.Module, name: str, method: Method, classes: int = 8) 
     return Task.of(model, name, [str(label) for label in range(classes)])
 
 
+def resident(what: str) -> int:
+    """Bytes of this process's resident set on Linux: `VmRSS` now, `VmHWM` at its peak."""
+    text = Path("/proc/self/status").read_text()
+    return 1024 * int(text.split(f"{what}:")[1].split()[0])
+
+
 def processor() -> str:
     """The processor's name where Linux tells it, else its kind."""
     try:

@@ -16,7 +16,7 @@ from statistics import median
 from typing import Any
 
 import torch
-from measuring import write
+from measuring import resident, write
 from step import BATCH, CLASSES, NETWORKS, copied, step_of
 
 import ksm
@@ -35,11 +35,6 @@ WAYS: dict[str, dict[str, Any]] = {
     "ksm from layer3, lean": {"method": {"mask_from": "layer3"}, "lean": True},
 }
 STEPS = 6
-
-
-def resident(what: str) -> int:
-    text = Path("/proc/self/status").read_text()
-    return 1024 * int(text.split(f"{what}:")[1].split()[0])
 
 
 def one(network: str, size: int, way: str) -> None:
@@ -93,7 +88,8 @@ def main() -> None:
         "of a process of its own, less what it had with torch loaded and the backbone built; time "
         f"is the median of {STEPS - 2} steps of that process, beside fine-tuning's. `lean`: blocks "
         "are computed a second time going back. What starting the mask at `layer2` or `layer3` "
-        "costs in accuracy is in results/stages."
+        "costs in accuracy is in results/stages. One process a figure, under the allocator's "
+        "defaults: from run to run figures differ by up to a tenth."
     )
     head = ["network", "training", "bytes", "/ fine-tuning", "time / fine-tuning"]
     write(Path("results/speed/memory"), found, f"{about}\n\n{table(head, rows)}")

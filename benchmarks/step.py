@@ -179,9 +179,11 @@ def steps_of(
     small += plain.get_submodule(describe(backbone).head).parameters()
     rules = [parameter for parameter in rule.parameters() if parameter.requires_grad]
 
+    frozen = copy.deepcopy(backbone).to(memory_format=torch.channels_last)
+
     def forward() -> None:
         with torch.no_grad(), torch.autocast(images.device.type, torch.bfloat16, enabled=bf16):
-            backbone(images)
+            frozen(images)
 
     rate = {"lr": 1e-4, "fused": True}
     steps: dict[str, Step] = {
@@ -231,13 +233,13 @@ KINDS = {
     "convolutions, backward": ("aten::convolution_backward",),
     "BatchNorm": ("aten::native_batch_norm", "aten::native_batch_norm_backward"),
     "ReLU, pooling, additions": (
-        "aten::threshold_backward", "aten::clamp_min_", "aten::relu_", "aten::add_", "aten::add",
+        "aten::threshold_backward", "aten::clamp_min_", "aten::relu_", "aten::add_",
         "aten::max_pool2d_with_indices", "aten::max_pool2d_with_indices_backward",
     ),
     "masks": (
-        "_SoftMask", "_SoftMaskBackward", "aten::mul", "aten::sub", "aten::ge", "aten::maximum",
+        "_SoftMask", "_SoftMaskBackward", "aten::mul", "aten::sub", "aten::ge", "aten::lerp_",
         "aten::sigmoid_", "aten::sigmoid_backward", "aten::amin", "aten::amax", "aten::div_",
-        "aten::clamp_max_", "aten::mul_", "aten::sum",
+        "aten::add", "aten::mul_", "aten::sum",
     ),
     "optimizer": ("aten::_fused_adam_", "Optimizer.step#Adam.step"),
 }  # fmt: skip

@@ -22,6 +22,7 @@ LAYERS = {
     "one": torch.tensor([1e-3]),
     "off below 0": torch.tensor([-1e-2, -3e-3, 1e-2, -5e-3]),
     "huge": torch.tensor([-1e30, 1e30, 0.0]),
+    "no range in float32": torch.tensor([0.0, 1e-42, 1e-2]),
     "hardly a range": torch.tensor([1e-40, 3e-40, 1e-2]),
 }
 
@@ -77,3 +78,14 @@ def test_training_takes_it_where_it_holds(method, training, taken):
     with torch.random.fork_rng():
         found = layer.mask()
     assert ("_SoftMask" in type(found.grad_fn).__name__) == taken
+
+
+def test_what_is_no_number_stays_none():
+    score = torch.tensor([1e-3, torch.nan, 1e-2, 2e-3])
+    found = direct.soft_mask(score, **SETTINGS[0], scaling="minmax")
+    assert not found.isfinite().all()
+
+
+def test_other_dtypes_take_the_equations():
+    layer = SoftMask(nn.Conv2d(16, 8, 3), KSM()).half()
+    assert layer.mask().dtype == torch.float16

@@ -300,3 +300,28 @@ def test_registered_tasks_take_the_memory_of_their_files(backbone, tmp_path):
         len(packed.text) + sum(map(len, packed.parts.values())) for packed in engine._tasks.values()
     )
     assert held < sum(path.stat().st_size for path in paths)
+
+
+def test_weights_that_torch_moves_are_found_again(images):
+    backbone = resnet18(weights=None).eval()
+    tasks = [learned(backbone, f"t{i}", seed=i) for i in range(3)]
+    engine = Engine(backbone, keep=1)
+    for task in tasks:
+        engine.add(task)
+    with engine.using("t0") as model:
+        model.share_memory()
+    backbone.share_memory()
+    for task in (tasks[1], tasks[2], tasks[0]):
+        assert torch.equal(engine(task.name, images), task.on(backbone)(images))
+
+
+def test_a_fallback_where_the_compiled_pass_cannot_be_had(backbone, images, monkeypatch):
+    from ksm import writing
+
+    monkeypatch.setattr(writing, "_fused", lambda: None)
+    tasks = [learned(backbone, f"t{i}", seed=i) for i in range(2)]
+    engine = Engine(backbone, keep=1)
+    for task in tasks:
+        engine.add(task)
+    for task in (*tasks, *tasks):
+        assert torch.equal(engine(task.name, images), task.on(backbone)(images))

@@ -192,3 +192,14 @@ def test_noise_moves_the_decision():
     score = torch.full((3,), 1e-2)
     noise = torch.tensor([0.0, -7.0, 7.0])  # beta (S - tau) is 6
     assert mask.is_on(score, noise=noise).tolist() == [True, False, True]
+
+
+def test_nothing_that_was_made_elsewhere_is_kept():
+    from ksm import KSM
+
+    KSM().factor_values({})
+    with torch.device("meta"):
+        mask.level_values(7)
+        KSM(levels=7).factor_values({})
+    assert mask.level_values(7).device.type == "cpu"
+    assert KSM(levels=7).factor_values({}).device.type == "cpu"

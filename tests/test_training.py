@@ -6,11 +6,13 @@ import json
 import pytest
 import torch
 from torch import nn
-from torchvision.models import resnet18
+from torchvision.models import mobilenet_v2, resnet18
 
 import ksm
 import ksm.course
+import ksm.lean
 import ksm.learning
+import ksm.training
 from conftest import PREPROCESS, tiny, write_folder
 from ksm import KSM, KsmError, Training
 from ksm.backbones import fingerprint
@@ -556,12 +558,49 @@ def test_weights_have_the_order_of_the_inputs_while_training_and_their_own_after
         assert parameter.requires_grad or parameter.data_ptr() == place, name
 
 
-def test_lean_training_learns_the_same(colours):
+def test_lean_training_learns_the_same(colours, monkeypatch):
+    entered = []
+    monkeypatch.setattr(
+        ksm.training, "lean", lambda model: entered.append(model) or ksm.lean.lean(model)
+    )
     settings = dataclasses.replace(QUICK, epochs=1)
     backbone = resnet18(weights=None).eval()
     found = [
         learn(colours, backbone, training=dataclasses.replace(settings, lean=lean))
         for lean in (False, True)
     ]
+    assert len(entered) == 1
     for name, tensor in found[0].tensors.items():
         assert torch.equal(found[1].tensors[name], tensor), name
+
+
+def test_weights_have_that_order_in_each_step_of_training(colours):
+    seen = []
+
+    class Spy(Watcher):
+        def step(self, progress):
+            seen.append(wide[0].is_contiguous(memory_format=torch.channels_last))
+
+    wide = []
+    real = ksm.training.ordered
+
+    def ordered_too(model, layout):
+        wide[:] = [each for each in model.parameters() if each.dim() == 4 and each.shape[1] > 1]
+        wide[:] = [each for each in wide if each.shape[2] > 1]
+        return real(model, layout)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ksm.training, "ordered", ordered_too)
+        learn(colours, watcher=Spy())
+    assert seen and all(seen) and wide[0].is_contiguous()
+
+
+@pytest.mark.parametrize("twice", [False, True])
+def test_a_block_that_is_partly_trunk_keeps_its_trunk_when_it_is_computed_twice(colours, twice):
+    found = scan(colours)
+    images = {split: load(part, PREPROCESS, "flip") for split, part in found.splits.items()}
+    settings = dataclasses.replace(QUICK, lean=twice)
+    run = ksm.course.Run(images["train"], images["val"], settings, Watcher(), 2**30)
+    method = KSM(mask_from="features.7.conv.1")
+    model = ksm.add_task(mobilenet_v2(weights=None).eval(), 3, method=method)
+    assert (run._above_trunk(model)[0] is model) == twice

@@ -19,12 +19,15 @@ from ksm.mask import Scaling
 
 _FAR = 3e38
 """More than any score: what is taken from those that are on, to find the largest of the others."""
+_NARROW = 1e-30
+"""A range by which a score can be divided without leaving float32."""
 
 
 def soft_mask(
     score: Tensor, *, beta: float, tau: float, temperature: float, alpha: float, scaling: Scaling
 ) -> Tensor:
-    """As `ksm.mask.soft_mask`, without noise and levels, up to the rounding of the last bits.
+    """As `ksm.mask.soft_mask`, without noise and levels, up to the rounding of the last bits; it
+    has no second derivative.
 
     Args:
         score: float32, any shape.
@@ -62,7 +65,9 @@ class _SoftMask(torch.autograd.Function):
                 part = torch.addcmul(score, score, on, value=-1)  # the on units counted as 0
                 low, high = (each.item() for each in part.aminmax())
             span = high - low
-            part = part.sub(low).div_(span / alpha) if span > 0 else torch.full_like(score, alpha)
+            part = torch.full_like(score, alpha) if span <= 0 else part.sub(low).div_(span / alpha)
+            if span < _NARROW:
+                part.clamp_max_(alpha)  # else what is on can be infinite here
         return part.lerp_(on.new_ones(()), on)
 
     @staticmethod

@@ -84,11 +84,20 @@ class Fused:
     """
 
     def __init__(self, layers: Sequence[tuple[int, Layout, Tensor, Tensor]], base: int) -> None:
-        self.layers = layers  # so that their memory stays
+        self.layers = layers
+        self.base = base
         self.sizes = sorted({_size(cut) for _, cut, _, _ in layers})
+        self._locate()
+
+    def _places(self) -> list[int]:
+        """The addresses of the weights: torch may move them, as into shared memory."""
+        return [one.data_ptr() for layer in self.layers for one in layer[2:]]
+
+    def _locate(self) -> None:
+        self.places = self._places()
         blocks: list[tuple[int, ...]] = []
-        for first, cut, frozen, folded in layers:
-            row = _size(cut) * per_byte(base)
+        for first, cut, frozen, folded in self.layers:
+            row = _size(cut) * per_byte(self.base)
             step = math.ceil(BLOCK / row)
             for begin in range(0, frozen.numel(), step * row):
                 count = min(step * row, frozen.numel() - begin)
@@ -104,6 +113,8 @@ class Fused:
             packed: uint8, on the CPU, contiguous: the bytes of all layers.
             values: of the digits, float32, shape (base,).
         """
+        if self._places() != self.places:
+            self._locate()
         own = tuple(values.tolist())
         tables = [_padded(own, size) for size in self.sizes]
         work = self.blocks.copy()

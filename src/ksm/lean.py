@@ -12,8 +12,8 @@ from functools import partial
 from typing import Any
 
 from torch import nn
-from torch.nn.modules.batchnorm import _BatchNorm
-from torch.nn.utils import parametrize
+from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.utils.parametrize import is_parametrized
 from torch.utils.checkpoint import checkpoint
 
 from ksm.errors import KsmError
@@ -26,41 +26,57 @@ def lean(model: nn.Module) -> Generator[None]:
     Raises:
         KsmError: it has no blocks.
     """
-    found = list(blocks(model))
+    found = list(dict.fromkeys(blocks(model)))
     if not found:
         raise KsmError(
             f"{type(model).__name__} has no blocks to compute twice (modules with parts, in a "
             "Sequential): train without lean"
         )
-    before = [block.__dict__.get("forward") for block in found]
-    for block in found:
-        block.forward = partial(
-            checkpoint,
-            block.forward,
-            use_reentrant=False,
-            context_fn=partial(_contexts, block),
-            determinism_check="none",
-        )
+    before = [vars(block).get("forward") for block in found]
     try:
+        for block in found:
+            block.forward = partial(
+                checkpoint,
+                block.forward,
+                use_reentrant=False,
+                context_fn=partial(_contexts, block),
+                determinism_check="none",
+            )
         yield
     finally:
         for block, forward in zip(found, before, strict=True):
             if forward is None:
-                del block.forward
+                vars(block).pop("forward", None)
             else:
                 block.forward = forward
 
 
 def blocks(model: nn.Module) -> Iterator[nn.Module]:
-    """The outermost modules in a Sequential that have parts of their own and something to train,
-    and are no Sequential themselves: the residual blocks of most networks."""
+    """Modules in a Sequential that have parts of their own and something to train, and are no
+    Sequential themselves: the residual blocks of most networks.
+
+    The outermost ones, but for stages: what holds several blocks of one class in a Sequential.
+    Networks that name each block (RegNet, DLA) and plain rows of layers (VGG) have none.
+    """
     for module in model.children():
-        inside = isinstance(model, nn.Sequential) and not isinstance(module, nn.Sequential)
-        if inside and list(module.children()) and not parametrize.is_parametrized(module):
+        if isinstance(model, nn.Sequential) and _is_block(module) and not _is_stage(module):
             if any(each.requires_grad for each in module.parameters()):
                 yield module
         else:
             yield from blocks(module)
+
+
+def _is_block(module: nn.Module) -> bool:
+    parts = any(True for _ in module.children())
+    return parts and not isinstance(module, nn.Sequential) and not is_parametrized(module)
+
+
+def _is_stage(module: nn.Module) -> bool:
+    for row in module.children():
+        inside = [type(each) for each in row.children() if _is_block(each)]
+        if isinstance(row, nn.Sequential) and len(inside) > len(set(inside)):
+            return True
+    return False
 
 
 def _contexts(block: nn.Module) -> tuple[Any, Any]:
@@ -69,13 +85,14 @@ def _contexts(block: nn.Module) -> tuple[Any, Any]:
 
 @contextmanager
 def _still(block: nn.Module) -> Generator[None]:
-    """Leave the running statistics as they are: the first time counted."""
-    norms = [each for each in block.modules() if isinstance(each, _BatchNorm)]
-    momenta = [each.momentum for each in norms]
+    """Let running statistics be as they are: the first time counted."""
+    norms = [each for each in block.modules() if isinstance(each, _NormBase)]
+    own = [dict(each._buffers) for each in norms]
     for each in norms:
-        each.momentum = 0.0
+        for name, buffer in each._buffers.items():
+            each._buffers[name] = None if buffer is None else buffer.clone()
     try:
         yield
     finally:
-        for each, momentum in zip(norms, momenta, strict=True):
-            each.momentum = momentum
+        for each, buffers in zip(norms, own, strict=True):
+            each._buffers.update(buffers)

@@ -9,7 +9,6 @@ Functions take the published settings as their defaults: beta 1200, tau 5e-3, te
 alpha 0.5.
 """
 
-import functools
 import math
 from typing import Literal, get_args
 
@@ -97,7 +96,6 @@ def _mapped(score: Tensor, low: Tensor, high: Tensor) -> Tensor:
     return torch.where(span > 0, (score - low) / span, torch.ones_like(score))
 
 
-@functools.lru_cache(maxsize=64)
 def level_values(
     levels: int, spacing: Spacing = "linear", dtype: torch.dtype = torch.float32
 ) -> Tensor:
@@ -106,8 +104,7 @@ def level_values(
     - `linear`: equally spaced from 0 to 1.
     - `power`: 0 and the powers of two up to 1, which hardware multiplies by with a shift.
 
-    One level is the value 1: off units then all have the factor `alpha`. The tensor is kept and
-    given again: it must not be written to.
+    One level is the value 1: off units then all have the factor `alpha`.
     """
     if levels == 1:
         return torch.ones(1, dtype=dtype)

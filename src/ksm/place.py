@@ -33,7 +33,7 @@ class Place:
         layers: those layers.
         norms: how the file's part `norm` holds the normalisations.
         numbers: theirs, into which the module's tensors are views; in its dtype.
-        writing: of masks, for each method that was met.
+        writing: of masks, for each method that was met and the shape of its values.
     """
 
     key: tuple[Any, ...]
@@ -44,7 +44,7 @@ class Place:
     layers: list[nn.Module]
     norms: _Norms
     numbers: Tensor
-    writing: dict[Masked, Writing]
+    writing: dict[tuple[Masked, torch.Size], Writing]
 
     @classmethod
     def of(cls, backbone: nn.Module, model: nn.Module, task: Task, packed: Packed) -> Place | None:
@@ -100,10 +100,13 @@ class Place:
 
     def _writing(self, method: Masked, tensors: Tensors) -> tuple[Writing, Tensor]:
         values = method.factor_values(tensors)
-        if method not in self.writing:
+        key = method, values.shape
+        if key not in self.writing:
             cuts = [method.cut(one) for one in self.layers]
-            self.writing[method] = Writing(cuts, self.frozen, self.folded, values)
-        return self.writing[method], values
+            alike = (one for one in self.writing.values() if one.fits(cuts, values))
+            new = next(alike, None) or Writing(cuts, self.frozen, self.folded, values)
+            self.writing[key] = new
+        return self.writing[key], values
 
     def _write_head(self, name: str, classes: int, tensors: dict[str, Tensor]) -> None:
         head = self.model.get_submodule(name)

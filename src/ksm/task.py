@@ -133,7 +133,10 @@ def task_state(model: nn.Module) -> dict[str, Tensor]:
     owned = parameters_of(model, iter(known.owned))
     state = {f"own/{name}": tensor for name, tensor in owned.items()}
     state.update(known.method.pack(model))
-    return {name: tensor.detach().cpu().clone() for name, tensor in state.items()}
+    return {
+        name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
+        for name, tensor in state.items()
+    }
 
 
 @dataclass(frozen=True)

@@ -309,11 +309,17 @@ def ordered(model: nn.Module, layout: torch.memory_format) -> Generator[None]:
     if layout == torch.contiguous_format:
         yield
         return
-    tensors = [each for each in (*model.parameters(), *model.buffers()) if each.dim() == 4]
+    tensors = [
+        each
+        for layer in model.modules()
+        if isinstance(layer, nn.Conv2d)
+        for each in (*layer.parameters(), *layer.buffers())
+        if each.dim() == 4
+    ]
     shared = {id(p): p.data for p in model.parameters() if not p.requires_grad}
-    for each in tensors:
-        each.data = each.data.contiguous(memory_format=layout)
     try:
+        for each in tensors:
+            each.data = each.data.contiguous(memory_format=layout)
         yield
     finally:
         for each in tensors:

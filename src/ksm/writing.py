@@ -29,14 +29,21 @@ class Writing:
         folded: Sequence[Tensor],
         values: Tensor,
     ) -> None:
+        self.cuts, self.shape = list(cuts), values.shape
         layers = list(zip(cuts, frozen, folded, strict=True))
         fused, base = _fused() if values.dim() == 1 else None, values.shape[-1]
-        fit = [i for i, each in enumerate(layers) if fused and fused.fits(base, *each)]
+        fit = {i for i, each in enumerate(layers) if fused and fused.fits(base, *each)}
         self.unpacking = Unpacking(cuts, values, without=fit)
         self.others = [each[1:] for i, each in enumerate(layers) if i not in fit]
         self.fused = None
         if fused and fit:
-            self.fused = fused.Fused([(self.unpacking.firsts[i], *layers[i]) for i in fit], base)
+            self.fused = fused.Fused(
+                [(self.unpacking.firsts[i], *layers[i]) for i in sorted(fit)], base
+            )
+
+    def fits(self, cuts: Sequence[Layout], values: Tensor) -> bool:
+        """Whether masks that are cut so, with so many values, can be written too."""
+        return self.cuts == list(cuts) and self.shape == values.shape
 
     def write(self, packed: Tensor, values: Tensor) -> None:
         """Write a mask.
@@ -60,6 +67,6 @@ def _fused() -> ModuleType | None:
     """`ksm.fused`, where numba is installed and can compile it and keep it."""
     try:
         from ksm import fused
-    except (ImportError, RuntimeError):
+    except Exception:  # no numba, another one than it was written for, no room for its cache
         return None
     return fused

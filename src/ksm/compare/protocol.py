@@ -358,7 +358,7 @@ def training_of(protocol: Protocol, row: Row, place: int, seed: int) -> Training
     """How a cell is trained."""
     domain = protocol.domains[place]
     budget: dict[str, Any] = {
-        "epochs": round(row.budget * protocol.epochs),
+        "epochs": max(1, round(row.budget * protocol.epochs)),
         "batch": protocol.batch,
         "augment": domain.augment,
         "min_area": domain.min_area,

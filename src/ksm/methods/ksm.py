@@ -80,10 +80,7 @@ class KSM(Scored):
             raise KsmError(f"tau {self.tau}: expected a finite number")
         if not 0 <= self.alpha <= 1:
             raise KsmError(f"alpha {self.alpha}: expected a value from 0 to 1")
-        for name, least, most in [
-            ("levels", 1, 255),
-            ("pointwise", 1, 1024),
-        ]:
+        for name, least, most in [("levels", 1, 255), ("pointwise", 1, 1024)]:
             value = getattr(self, name)
             if not isinstance(value, int) or not least <= value <= most:
                 raise KsmError(f"{name} {value}: expected a whole number from {least} to {most}")
@@ -127,7 +124,7 @@ class KSM(Scored):
 
     def factor_values(self, tensors: Tensors) -> Tensor:
         if "mask/alpha" not in tensors:
-            return _own_values(self)
+            return torch.tensor(_own_values(self))
         return self._values(tensors["mask/alpha"].cpu())
 
     def _values(self, alpha: Tensor) -> Tensor:
@@ -142,9 +139,9 @@ class KSM(Scored):
 
 
 @functools.lru_cache(maxsize=64)
-def _own_values(method: KSM) -> Tensor:
-    """Of a method with one alpha for all; not to be changed."""
-    return method._values(torch.tensor(method.alpha))
+def _own_values(method: KSM) -> tuple[float, ...]:
+    """Of a method with one alpha for all layers."""
+    return tuple(method._values(torch.tensor(method.alpha)).tolist())
 
 
 class SoftMask(ScoreMask):
@@ -177,8 +174,9 @@ class SoftMask(ScoreMask):
         m = self.method
         noise = mask.gumbel_noise(self.score) if m.noise and self.training else None
         rounds = self.rounds or not self.training
-        plain = rounds or noise is not None or isinstance(self.alpha, Tensor)
-        if not plain and self.score.device.type == "cpu" and not torch.compiler.is_compiling():
+        exact = not rounds and noise is None and not isinstance(self.alpha, Tensor)
+        where = self.score.device.type, self.score.dtype
+        if exact and where == ("cpu", torch.float32) and not torch.compiler.is_compiling():
             return direct.soft_mask(
                 self.score,
                 beta=m.beta,
