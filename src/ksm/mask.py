@@ -107,11 +107,11 @@ def level_values(
     One level is the value 1: off units then all have the factor `alpha`.
     """
     if levels == 1:
-        return torch.ones(1, dtype=dtype)
+        return torch.ones(1, dtype=dtype, device="cpu")
     if spacing == "linear":
-        return torch.arange(levels, dtype=dtype) / (levels - 1)
-    powers = 2.0 ** torch.arange(2 - levels, 1, dtype=torch.float64)
-    return torch.cat([torch.zeros(1, dtype=torch.float64), powers]).to(dtype)
+        return torch.arange(levels, dtype=dtype, device="cpu") / (levels - 1)
+    powers = 2.0 ** torch.arange(2 - levels, 1, dtype=torch.float64, device="cpu")
+    return torch.cat([powers.new_zeros(1), powers]).to(dtype)
 
 
 def quantize(fraction: Tensor, values: Tensor) -> Tensor:

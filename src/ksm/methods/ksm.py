@@ -93,7 +93,7 @@ class KSM(Scored):
     def level_values(self) -> Tensor:
         """The `n(S)` that a file tells apart: 0 alone where there is no scaling part."""
         if self.scaling == "none":
-            return torch.zeros(1)
+            return torch.zeros(1, device="cpu")
         return mask.level_values(self.levels, self.spacing)
 
     def cut(self, layer: nn.Module) -> Layout:
@@ -124,12 +124,12 @@ class KSM(Scored):
 
     def factor_values(self, tensors: Tensors) -> Tensor:
         if "mask/alpha" not in tensors:
-            return torch.tensor(_own_values(self))
+            return torch.tensor(_own_values(self), device="cpu")
         return self._values(tensors["mask/alpha"].cpu())
 
     def _values(self, alpha: Tensor) -> Tensor:
         off = alpha.unsqueeze(-1) * self.level_values
-        return torch.cat([torch.ones(*off.shape[:-1], 1), off], dim=-1)
+        return torch.cat([off.new_ones(*off.shape[:-1], 1), off], dim=-1)
 
     def extra(self, model: nn.Module) -> dict[str, Tensor]:
         if not self.learn_alpha:
@@ -141,7 +141,7 @@ class KSM(Scored):
 @functools.lru_cache(maxsize=64)
 def _own_values(method: KSM) -> tuple[float, ...]:
     """Of a method with one alpha for all layers."""
-    return tuple(method._values(torch.tensor(method.alpha)).tolist())
+    return tuple(method._values(torch.tensor(method.alpha, device="cpu")).tolist())
 
 
 class SoftMask(ScoreMask):
