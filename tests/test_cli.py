@@ -348,7 +348,10 @@ def test_a_comparison_of_own_folders(home, works, refused):
 def test_protocols_by_name(home, works, refused):
     assert "piggyback+bn" in works("bench", "rows").out
     for arguments, told in [
-        (["nope"], "no protocol 'nope': expected one of five-domains, sizes, stages, recipes, twenty-tasks"),
+        (
+            ["nope"],
+            "no protocol 'nope': expected one of five-domains, sizes, stages, recipes, twenty-tasks",
+        ),
         (["cifar100"], "bench cifar100: expected a folder with your copy"),
         (["five-domains", "images"], "bench five-domains: expected no folder"),
         (["imagenet-to-sketch", "images"], "has no folder cubs_cropped/train"),

@@ -79,14 +79,18 @@ def test_switching_writes_into_the_same_module_and_never_into_the_backbone(backb
     assert all(torch.equal(t, before[k]) for k, t in backbone.state_dict().items())
 
 
-def test_a_deep_network_switches_in_place(images):
-    backbone = resnet18(weights=None).eval()
-    tasks = [learned(backbone, f"t{i}", seed=i) for i in range(2)]
-    engine = Engine(backbone, keep=1)
+def check_switching(engine, tasks, images):
+    """Each task twice, in turn: its answers are those that it gives alone."""
     for task in tasks:
         engine.add(task)
     for task in (*tasks, *tasks):
-        assert torch.equal(engine(task.name, images), task.on(backbone)(images))
+        assert torch.equal(engine(task.name, images), task.on(engine.backbone)(images))
+
+
+def test_a_deep_network_switches_in_place(images):
+    backbone = resnet18(weights=None).eval()
+    tasks = [learned(backbone, f"t{i}", seed=i) for i in range(2)]
+    check_switching(Engine(backbone, keep=1), tasks, images)
 
 
 def test_files_and_the_bank(backbone, images, tmp_path):
@@ -266,11 +270,7 @@ def test_networks_that_do_not_switch_in_place_are_folded_anew(images, norm):
     if not norm:
         backbone.norm = torch.nn.BatchNorm2d(8)
     tasks = [learned(backbone, f"t{i}", seed=i) for i in range(2)]
-    engine = Engine(backbone, keep=1)
-    for task in tasks:
-        engine.add(task)
-    for task in (*tasks, *tasks):
-        assert torch.equal(engine(task.name, images), task.on(backbone)(images))
+    check_switching(Engine(backbone, keep=1), tasks, images)
 
 
 def test_a_task_has_the_name_that_it_has_here(backbone, tmp_path):
@@ -320,8 +320,4 @@ def test_a_fallback_where_the_compiled_pass_cannot_be_had(backbone, images, monk
 
     monkeypatch.setattr(writing, "_fused", lambda: None)
     tasks = [learned(backbone, f"t{i}", seed=i) for i in range(2)]
-    engine = Engine(backbone, keep=1)
-    for task in tasks:
-        engine.add(task)
-    for task in (*tasks, *tasks):
-        assert torch.equal(engine(task.name, images), task.on(backbone)(images))
+    check_switching(Engine(backbone, keep=1), tasks, images)
