@@ -350,7 +350,7 @@ def test_protocols_by_name(home, works, refused):
     for arguments, told in [
         (
             ["nope"],
-            "no protocol 'nope': expected one of five-domains, sizes, stages, recipes, twenty-tasks",
+            "no protocol 'nope': expected one of five-domains, sizes, stages, recipes",
         ),
         (["cifar100"], "bench cifar100: expected a folder with your copy"),
         (["five-domains", "images"], "bench five-domains: expected no folder"),
