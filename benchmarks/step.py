@@ -5,7 +5,7 @@ All steps have the same network, batch, precision, threads, memory allocator, ki
 `ksm learn`). Writes results/speed/step.{json,md}, or what --out says; with --quick one network at
 one size, and nothing is written. On a GPU, for instance:
 
-    python benchmarks/step.py --device cuda --batch 256 --bf16 --compile --out /tmp/step-gpu
+    python benchmarks/step.py --device cuda --batch 256 --bf16 --compile --out step-gpu
 """
 
 from __future__ import annotations
