@@ -166,9 +166,12 @@ def _rows(results: Results, rows: Sequence[str]) -> str:
             changed.append(f"goal of {goal}, met in {met} of {len(cells)} cells")
         schedule = "published" if cell["setup"]["recipe"] == "released" else "cosine"
         body.append([row, cell["setup"]["method"]["name"], ", ".join(changed) or "-", schedule])
-    return (
-        "## Rows\n\nSettings that differ from the method's defaults. Every row has the same budget "
-        "of epochs.\n\n" + table(["row", "method", "settings", "schedule"], body)
+    epochs = {results.of_row(row)[0]["setup"]["training"]["epochs"] for row in rows}
+    budget = "Every row has the same budget of epochs." if len(epochs) == 1 else (
+        "Rows have different budgets of epochs."
+    )  # fmt: skip
+    return f"## Rows\n\nSettings that differ from the method's defaults. {budget}\n\n" + table(
+        ["row", "method", "settings", "schedule"], body
     )
 
 
