@@ -59,7 +59,7 @@ bench-train: .venv/ready   ## steps, memory, a hundred tasks: half an hour
 	$(BIN)/python benchmarks/memory.py
 	$(BIN)/python benchmarks/growth.py
 
-RECIPES = ksm-released,ksm-10,ksm-10-start=0.006
+RECIPES = ksm-released,ksm-10,ksm-10-layer3
 
 bench-recipes: .venv/ready ## how soon a recipe reaches the released one's accuracy: hours
 	$(BIN)/ksm bench recipes --processes 2 --out results/recipes/resnet50_1by2

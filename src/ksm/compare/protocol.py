@@ -320,7 +320,6 @@ RECIPES = {
                 {},
                 {"lr": 1e-2},
                 {"score_lr": 4e-3},
-                {"start": 6e-3},
             )
         ),
         Row(
