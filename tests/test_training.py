@@ -22,8 +22,9 @@ from ksm.data.load import Images, load, normalise
 from ksm.evaluation import evaluate
 from ksm.methods import Phase
 from ksm.methods.ksm import SoftMask
+from ksm.order import ordered
 from ksm.plot import curves
-from ksm.training import cosine, fit, ordered, settle, tenths
+from ksm.training import cosine, fit, settle, tenths
 from ksm.watch import Watcher
 
 QUICK = Training(epochs=3, batch=8)

@@ -15,8 +15,9 @@ from ksm.errors import KsmError
 from ksm.evaluation import BATCH, device
 from ksm.lean import blocks
 from ksm.methods import Outcome, Phase
+from ksm.order import layout_of
 from ksm.task import origin, restore, snapshot
-from ksm.training import Training, fit, layout_of
+from ksm.training import Training, fit
 from ksm.trunk import split
 from ksm.watch import Watcher
 

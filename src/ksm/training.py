@@ -5,8 +5,8 @@ from __future__ import annotations
 import itertools
 import math
 import time
-from collections.abc import Callable, Generator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +23,7 @@ from ksm.data.load import AUGMENTS, Augment
 from ksm.errors import KsmError
 from ksm.evaluation import evaluate
 from ksm.lean import lean
+from ksm.order import layout_of, ordered
 
 if TYPE_CHECKING:
     from ksm.methods import Method, Phase
@@ -299,33 +300,6 @@ def fit(
     return History(records, stopped, time.perf_counter() - began)
 
 
-@contextmanager
-def ordered(model: nn.Module, layout: torch.memory_format) -> Generator[None]:
-    """The model's convolution weights in the order that its inputs have, as long as it trains.
-
-    Elsewhere they are in torch's usual order, since the last bits of what a convolution gives
-    depend on it, and a task shall give in training, from its file, and in an `Engine` the same.
-    """
-    if layout == torch.contiguous_format:
-        yield
-        return
-    tensors = [
-        each
-        for layer in model.modules()
-        if isinstance(layer, nn.Conv2d)
-        for each in (*layer.parameters(), *layer.buffers())
-        if each.dim() == 4
-    ]
-    shared = {id(p): p.data for p in model.parameters() if not p.requires_grad}
-    try:
-        for each in tensors:
-            each.data = each.data.contiguous(memory_format=layout)
-        yield
-    finally:
-        for each in tensors:
-            each.data = shared[id(each)] if id(each) in shared else each.data.contiguous()
-
-
 @torch.no_grad()
 def settle(
     model: nn.Module, images: Examples, batch: int, batches: int, generator: torch.Generator
@@ -363,22 +337,6 @@ def settle(
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum
         norm.eval()
-
-
-def layout_of(model: nn.Module, shape: tuple[int, ...]) -> torch.memory_format:
-    """The order of the input's values: channels last, in which convolutions are fastest, unless the
-    network cannot take it, as where it calls `view` on what a convolution gives."""
-    device = next(model.parameters()).device
-    model.eval()
-    inputs = torch.zeros(2, *shape, device=device).contiguous(memory_format=torch.channels_last)
-    try:
-        with ordered(model, torch.channels_last):
-            model(inputs).sum().backward()
-    except Exception:  # the network's own code; if the order is not why, the first step tells
-        return torch.contiguous_format
-    finally:
-        model.zero_grad()
-    return torch.channels_last
 
 
 def share(step: int, steps: int) -> float:

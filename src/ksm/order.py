@@ -1,0 +1,52 @@
+"""The order of values in memory in which convolutions are fastest, while a model trains."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from contextlib import contextmanager
+
+import torch
+from torch import nn
+
+
+def layout_of(model: nn.Module, shape: tuple[int, ...]) -> torch.memory_format:
+    """The order of the input's values: channels last, in which convolutions are fastest, unless the
+    network cannot take it, as where it calls `view` on what a convolution gives."""
+    device = next(model.parameters()).device
+    model.eval()
+    inputs = torch.zeros(2, *shape, device=device).contiguous(memory_format=torch.channels_last)
+    try:
+        with ordered(model, torch.channels_last):
+            model(inputs).sum().backward()
+    except Exception:  # the network's own code; if the order is not why, the first step tells
+        return torch.contiguous_format
+    finally:
+        model.zero_grad()
+    return torch.channels_last
+
+
+@contextmanager
+def ordered(model: nn.Module, layout: torch.memory_format) -> Generator[None]:
+    """The model's convolution weights in the order that its inputs have, as long as it trains.
+
+    Elsewhere they are in torch's usual order, since the last bits of what a convolution gives
+    depend on it, and a task shall give in training, from its file, and in an `Engine` the same.
+    """
+    if layout == torch.contiguous_format:
+        yield
+        return
+    tensors = [
+        each
+        for layer in model.modules()
+        if isinstance(layer, nn.Conv2d)
+        for each in (*layer.parameters(), *layer.buffers())
+        if each.dim() == 4
+    ]
+    shared = {id(p): p.data for p in model.parameters() if not p.requires_grad}
+    try:
+        for each in tensors:
+            each.data = each.data.contiguous(memory_format=layout)
+        yield
+    finally:
+        for each in tensors:
+            each.data = shared[id(each)] if id(each) in shared else each.data.contiguous()
