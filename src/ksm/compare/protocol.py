@@ -322,11 +322,14 @@ RECIPES = {
                 {"score_lr": 4e-3},
             )
         ),
-        Row(
-            "ksm-10-layer3",
-            "ksm",
-            settings={"score_lr": 4e-3, "mask_from": "layer3"},
-            budget=1 / 3,
+        *(
+            Row(
+                f"ksm-{epochs}-layer3",
+                "ksm",
+                settings={"score_lr": 4e-3, "mask_from": "layer3"},
+                budget=_SHORT[epochs],
+            )
+            for epochs in ("5", "10", "15")
         ),
     )
 }
