@@ -93,6 +93,9 @@ def learn(
     ] = None,
     precision: Annotated[str, typer.Option(help="no, bf16 or fp16.")] = "no",
     lean: Annotated[bool, typer.Option("--lean", help="Train in less memory, and slower.")] = False,
+    compile_: Annotated[
+        bool, typer.Option("--compile", help="Compile the training: for a GPU and long runs.")
+    ] = False,
     workers: Annotated[int, typer.Option(help="Processes that load images.")] = 0,
     seed: Annotated[int, typer.Option(help="Of head, order and augmentation.")] = 0,
     limit: Annotated[int | None, typer.Option(help="At most so many training images.")] = None,
@@ -134,6 +137,7 @@ def learn(
         "augment": augment,
         "precision": precision,
         "lean": lean,
+        "compile": compile_,
         "workers": workers,
         "seed": seed,
     }

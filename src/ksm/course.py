@@ -133,6 +133,7 @@ class Run:
             train,
             val,
             self.training,
+            head=model.get_submodule(origin(model).description.head),
             done=len(self.epochs),
             on_best=keep,
             on_epoch=self.watcher.epoch,

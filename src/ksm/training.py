@@ -18,6 +18,7 @@ from torch.nn.utils import parametrize
 from torch.utils.data import DataLoader
 
 from ksm.clone import Held
+from ksm.compiled import compiled
 from ksm.data.features import Examples
 from ksm.data.load import AUGMENTS, Augment
 from ksm.errors import KsmError
@@ -48,6 +49,7 @@ class Training:
         settle: batches from which BatchNorm statistics are estimated afresh before each
             validation; 0: the running averages are used as they are.
         lean: less memory, more time; see `ksm.lean`.
+        compile: let torch compile the training steps; see `ksm.compiled`.
         patience: stop after so many epochs without a better validation accuracy; None: never.
         augment, min_area: see `ksm.data.load.Images`.
         precision: "no", "bf16" or "fp16", as in accelerate.
@@ -63,6 +65,7 @@ class Training:
     balance: bool = False
     settle: int = 16
     lean: bool = False
+    compile: bool = False
     patience: int | None = None
     augment: Augment = "flip"
     min_area: float = 0.8
@@ -96,6 +99,8 @@ class Training:
             raise KsmError(f"augment {self.augment!r}: expected one of {', '.join(AUGMENTS)}")
         if self.precision not in ("no", "bf16", "fp16"):
             raise KsmError(f"precision {self.precision!r}: expected no, bf16 or fp16")
+        if self.lean and self.compile:
+            raise KsmError("lean and compile do not go together: choose one")
 
     @classmethod
     def released(cls, method: Method | type[Method], **settings: Any) -> Training:
@@ -149,6 +154,7 @@ def fit(
     val: Examples,
     settings: Training,
     *,
+    head: nn.Module | None = None,
     done: int = 0,
     on_best: Callable[[dict[str, Any]], None],
     on_epoch: Callable[[dict[str, Any]], None] = lambda record: None,
@@ -161,6 +167,7 @@ def fit(
 
     Args:
         phase: how long, and the parameter groups with their learning rates.
+        head: of the model, for `settings.compile`; see `ksm.compiled`.
         done: epochs of earlier phases; the records count on from there.
         on_best: called with the epoch's record when the model is the best so far, in evaluation
             mode.
@@ -168,7 +175,8 @@ def fit(
 
     Raises:
         KsmError: fewer than two training images, a loss that is not finite, an output that is no
-            tensor, a precision that the device lacks, several processes, or no memory left.
+            tensor, a precision that the device lacks, several processes, no memory left, or no
+            compiler.
     """
     from accelerate import Accelerator
     from accelerate.state import AcceleratorState
@@ -213,7 +221,9 @@ def fit(
     stopped: str | None = None
     began = time.perf_counter()
 
-    def train_once(epoch: int, layout: torch.memory_format) -> tuple[float, float]:
+    def train_once(
+        run: Callable[[Tensor], Tensor], epoch: int, layout: torch.memory_format
+    ) -> tuple[float, float]:
         """Go through the images once: mean loss, and images a second."""
         total = torch.zeros((), device=accelerator.device)
         seen, epoch_began, shown = 0, time.perf_counter(), 0.0
@@ -221,7 +231,7 @@ def fit(
             at = epoch * steps + step
             if phase.before_step:
                 phase.before_step(share(at, epochs * steps))
-            outputs = prepared(train.inputs(pixels).contiguous(memory_format=layout))
+            outputs = run(train.inputs(pixels).contiguous(memory_format=layout))
             if not isinstance(outputs, Tensor):
                 raise KsmError(
                     f"{type(model).__name__} gives a {type(outputs).__name__} in training: "
@@ -258,8 +268,9 @@ def fit(
         for epoch in range(epochs):
             prepared.train()
             twice = lean(prepared) if settings.lean else nullcontext()
-            with ordered(prepared, layout), twice:
-                loss, pace = train_once(epoch, layout)
+            graph = compiled(prepared, head) if settings.compile else nullcontext(prepared)
+            with ordered(prepared, layout), twice, graph as run:
+                loss, pace = train_once(run, epoch, layout)
             prepared.eval()
             settle(prepared, train, settings.batch, settings.settle, generator)
             found = evaluate(prepared, val)

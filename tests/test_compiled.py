@@ -1,0 +1,92 @@
+"""Compiled training: one graph for all tasks that are alike, and the same task as without."""
+
+import pytest
+import torch
+from torch._dynamo.utils import counters
+from torch.nn.utils import parametrize
+from torchvision.models import resnet18
+
+import ksm
+from conftest import PREPROCESS, tiny
+from ksm import KsmError, Training
+from ksm.compiled import compiled
+
+pytestmark = pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")  # torch's own look
+
+
+def graphs():
+    return counters["stats"]["unique_graphs"]
+
+
+def gradients(model):
+    found = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+    model.zero_grad()
+    return found
+
+
+@pytest.mark.parametrize("method", ["ksm", "lora"])
+def test_one_graph_for_tasks_with_other_numbers_of_classes(method):
+    torch._dynamo.reset()
+    counters.clear()
+    backbone = resnet18(weights=None)
+    images = torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    for classes in (3, 5, 3, 7):
+        model = ksm.add_task(backbone, classes, method=method)
+        kinds = [type(layer) for layer in model.modules()]
+        with compiled(model, model.fc, "aot_eager") as run:
+            run(images).square().sum().backward()
+        found = gradients(model)
+        assert [type(layer) for layer in model.modules()] == kinds
+        assert "forward" not in vars(model.fc)
+        model(images).square().sum().backward()
+        expected = gradients(model)
+        assert found.keys() == expected.keys()
+        for name, gradient in expected.items():
+            close = {"rtol": 1e-3, "atol": 1e-4 * gradient.abs().max().item()}
+            torch.testing.assert_close(found[name], gradient, **close, msg=name)
+        assert graphs() == 1
+
+
+def test_masks_of_a_cached_evaluation_stay_those_of_their_layers():
+    model = ksm.add_task(tiny(), 3).eval()
+    images = torch.randn(2, 3, 32, 32)
+    expected = model(images)
+    with compiled(model, model.fc, "aot_eager"):
+        pass
+    with parametrize.cached():
+        assert torch.equal(model(images), expected)
+
+
+def test_what_torch_cannot_compile_is_one_line():
+    def broken(graph, inputs):
+        raise ValueError("no compiler\nand more")
+
+    model = ksm.add_task(tiny(), 3)
+    with pytest.raises(KsmError, match="^torch cannot compile the training: .*$"):
+        with compiled(model, model.fc, broken) as run:
+            run(torch.randn(2, 3, 32, 32))
+    assert parametrize.is_parametrized(model.stem) and "forward" not in vars(model.fc)
+
+
+def test_learning_takes_it(colours, monkeypatch):
+    entered = []
+
+    def with_eager(model, head):
+        entered.append(head)
+        return compiled(model, head, "aot_eager")
+
+    monkeypatch.setattr(ksm.training, "compiled", with_eager)
+    settings = {"epochs": 2, "batch": 6, "seed": 3}
+    found = [
+        ksm.learn(
+            tiny(), colours, name="colours", size=PREPROCESS.size, training=Training(**settings, **one)
+        )
+        for one in ({}, {"compile": True})
+    ]
+    assert len(entered) == 2 and isinstance(entered[0], torch.nn.Linear)
+    assert found[0].metrics["val"] == found[1].metrics["val"]
+
+
+def test_not_with_lean():
+    with pytest.raises(KsmError, match="lean and compile do not go together"):
+        Training(lean=True, compile=True)
