@@ -30,6 +30,7 @@ LONGEST = 512
 BLOCK = 2**16
 """Weights that a thread takes at once."""
 
+
 def fits(base: int, cut: Layout, *weights: Tensor) -> bool:
     """Whether `Fused` can write such a layer: its units are runs of neighbouring weights.
 

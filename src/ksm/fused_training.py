@@ -125,8 +125,8 @@ def _run(
     made: Tensor,
     settings: tuple[float, ...],
 ) -> None:
-    outputs, inputs = weight.shape[:2]
-    size = weight[0, 0].numel()
+    outputs, inputs, *kernel = weight.shape
+    size = math.prod(kernel)
     parts = max(1, min(weight.numel() // PART, PARTS, outputs))
     layer = _Layer(
         0,
@@ -182,14 +182,17 @@ def _shape(layer: Any) -> Any:
     return layer.outputs, layer.inputs, layer.size
 
 
-@njit(fastmath={"nnan", "nsz"})  # what is no number has no place in a range; its factor tells
-def _range(scores: Any, tau: Any, on_low: Any, on_high: Any, low: Any, high: Any) -> Any:
-    for i in range(len(scores)):
-        score = scores[i]
-        on = score >= tau
-        low = min(low, on_low if on else score)
-        high = max(high, on_high if on else score)
-    return low, high
+@_plain
+def _rank(score: Any) -> Any:
+    """An int32 in place of a number, in the same order; LLVM makes vectors of comparing those."""
+    bits = np.float32(score).view(np.int32)
+    return np.int32(bits if bits >= 0 else bits ^ np.int32(2**31 - 1))
+
+
+@_plain
+def _ranked(rank: Any) -> Any:
+    """Inverse of `_rank`."""
+    return np.int32(rank if rank >= 0 else rank ^ np.int32(2**31 - 1)).view(np.float32)
 
 
 @_compiled
@@ -197,14 +200,19 @@ def _find(data: Any) -> None:
     """The range of the off scores of each part."""
     layer = carray(data, 1, _LAYER)[0]
     scores = carray(pointer(layer.score), (layer.outputs, layer.inputs), np.float32)
+    tau, on_low, on_high = layer.tau, layer.on_low, layer.on_high
     while True:
         part = np.int64(taken(data))
         if part >= layer.parts:
             return
-        low, high = _INFINITE, -_INFINITE
+        low, high = _rank(_INFINITE), _rank(-_INFINITE)
         for o in _rows(layer, part):
-            low, high = _range(scores[o], layer.tau, layer.on_low, layer.on_high, low, high)
-        layer.low[part], layer.high[part] = low, high
+            for i in range(layer.inputs):
+                score = scores[o, i]
+                on = score >= tau
+                low = min(low, _rank(on_low if on else score))
+                high = max(high, _rank(on_high if on else score))
+        layer.low[part], layer.high[part] = _ranked(low), _ranked(high)
 
 
 @_plain
