@@ -76,14 +76,14 @@ def masked(
         alpha: in [0, 1].
     """
     off = 0.0 if scaling == "none" else alpha
-    made = _Masked.apply(score, weight, tau, beta / temperature, off, *_ON[scaling])
+    made = _Masked.apply(score, weight, (tau, beta / temperature, off, *_ON[scaling]))
     assert isinstance(made, Tensor)
     return made
 
 
 class _Masked(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, score: Tensor, weight: Tensor, *settings: float) -> Tensor:
+    def forward(ctx: Any, score: Tensor, weight: Tensor, settings: tuple[float, ...]) -> Tensor:
         ctx.save_for_backward(score, weight)
         ctx.settings = settings
         made = torch.empty_like(weight)
@@ -98,19 +98,19 @@ class _Masked(torch.autograd.Function):
         weight, gradient = (each.contiguous(memory_format=order) for each in (weight, *gradients))
         made = torch.empty_like(score)
         _run((_differentiate,), score.contiguous(), weight, gradient, made, ctx.settings)
-        return made, None, *(None for _ in ctx.settings)
+        return made, None, None
 
 
 class _Layer(ctypes.Structure):
     """What the compiled functions work on."""
 
     _fields_ = (
-        ("next", ctypes.c_uint64),  # part to be done
+        ("next", ctypes.c_uint64),  # part to be done, where `taken` looks for it
         *((name, ctypes.c_int64) for name in ("parts", "outputs", "inputs", "size", "apart")),
         *((name, ctypes.c_uint64) for name in ("score", "weight", "gradient", "made")),
         *((name, ctypes.c_float) for name in ("tau", "slope", "alpha", "on_low", "on_high")),
-        ("low", ctypes.c_float * PARTS),  # of each part
-        ("high", ctypes.c_float * PARTS),
+        ("low", ctypes.c_int32 * PARTS),  # ranks, of each part
+        ("high", ctypes.c_int32 * PARTS),
     )
 
 
@@ -184,7 +184,8 @@ def _shape(layer: Any) -> Any:
 
 @_plain
 def _rank(score: Any) -> Any:
-    """An int32 in place of a number, in the same order; LLVM makes vectors of comparing those."""
+    """An int32 in place of a number, in the same order: LLVM makes vectors of comparing those. What
+    is no number is beyond all others."""
     bits = np.float32(score).view(np.int32)
     return np.int32(bits if bits >= 0 else bits ^ np.int32(2**31 - 1))
 
@@ -212,12 +213,12 @@ def _find(data: Any) -> None:
                 on = score >= tau
                 low = min(low, _rank(on_low if on else score))
                 high = max(high, _rank(on_high if on else score))
-        layer.low[part], layer.high[part] = _ranked(low), _ranked(high)
+        layer.low[part], layer.high[part] = low, high
 
 
 @_plain
-def _factor(score: Any, tau: Any, low: Any, divisor: Any, least: Any) -> Any:
-    return _1 if score >= tau else (score - low) / divisor + least
+def _factor(score: Any, tau: Any, low: Any, span: Any, alpha: Any, least: Any) -> Any:
+    return _1 if score >= tau else alpha * ((score - low) / span) + least
 
 
 @_compiled
@@ -227,13 +228,14 @@ def _multiply(data: Any) -> None:
     scores = carray(pointer(layer.score), (layer.outputs, layer.inputs), np.float32)
     weights = carray(pointer(layer.weight), _shape(layer), np.float32)
     made = carray(pointer(layer.made), _shape(layer), np.float32)
-    tau, low, high = layer.tau, _INFINITE, -_INFINITE
-    for part in range(layer.parts):
-        low, high = min(low, layer.low[part]), max(high, layer.high[part])
-    if high > low:
-        divisor, least = (high - low) / layer.alpha, _0
-    else:
-        low, divisor, least = _0, _INFINITE, layer.alpha
+    tau, alpha = layer.tau, layer.alpha
+    lowest, highest = layer.low[0], layer.high[0]
+    for part in range(1, layer.parts):
+        lowest, highest = min(lowest, layer.low[part]), max(highest, layer.high[part])
+    low, least = _ranked(lowest), _0
+    span = _ranked(highest) - low
+    if not span > 0:  # every off unit that has a number has the factor alpha
+        low, span, least = _0, _INFINITE, alpha
     while True:
         part = np.int64(taken(data))
         if part >= layer.parts:
@@ -242,7 +244,7 @@ def _multiply(data: Any) -> None:
             if layer.apart:
                 last = layer.size - 1
                 for i in range(layer.inputs):
-                    made[o, last, i] = _factor(scores[o, i], tau, low, divisor, least)
+                    made[o, last, i] = _factor(scores[o, i], tau, low, span, alpha, least)
                 for k in range(last):
                     for i in range(layer.inputs):
                         made[o, k, i] = weights[o, k, i] * made[o, last, i]
@@ -250,7 +252,7 @@ def _multiply(data: Any) -> None:
                     made[o, last, i] *= weights[o, last, i]
             else:
                 for i in range(layer.inputs):
-                    factor = _factor(scores[o, i], tau, low, divisor, least)
+                    factor = _factor(scores[o, i], tau, low, span, alpha, least)
                     for k in range(layer.size):
                         made[o, i, k] = weights[o, i, k] * factor
 
