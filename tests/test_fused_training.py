@@ -233,7 +233,6 @@ OTHERS = {
     "linear": (lambda: nn.Linear(8, 8), KSM()),
     "groups of kernels": (lambda: nn.Conv2d(16, 8, 3), KSM(granularity="group")),
     "channels": (lambda: nn.Conv2d(16, 8, 3), KSM(granularity="channel")),
-    "channels of one": (lambda: nn.Conv2d(1, 8, 3), KSM(granularity="element")),
     "elements": (lambda: nn.Conv2d(16, 8, 3), KSM(granularity="element")),
     "several kernels": (lambda: nn.Conv2d(16, 8, 1), KSM(pointwise=4)),
     "noise": (lambda: nn.Conv2d(16, 8, 3), KSM(noise=True)),

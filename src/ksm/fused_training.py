@@ -41,7 +41,6 @@ def fits(weight: Tensor, score: Tensor, cut: Layout, scaling: Scaling) -> bool:
     """Whether `masked` can take such a layer: frozen, and its units are its kernels."""
     return (
         scaling in _ON
-        and cut.per_unit == (1, 1)
         and not cut.transposed_groups
         and weight.shape[:2].numel() == score.numel()
         and weight.dtype == score.dtype == torch.float32
