@@ -237,9 +237,9 @@ KINDS = {
         "aten::max_pool2d_with_indices", "aten::max_pool2d_with_indices_backward",
     ),
     "masks": (
-        "_SoftMask", "_SoftMaskBackward", "aten::mul", "aten::sub", "aten::ge", "aten::lerp_",
-        "aten::sigmoid_", "aten::sigmoid_backward", "aten::amin", "aten::amax", "aten::div_",
-        "aten::add", "aten::mul_", "aten::sum",
+        "_Masked", "_MaskedBackward", "_SoftMask", "_SoftMaskBackward", "aten::mul", "aten::sub",
+        "aten::ge", "aten::lerp_", "aten::sigmoid_", "aten::sigmoid_backward", "aten::amin",
+        "aten::amax", "aten::div_", "aten::add", "aten::mul_", "aten::sum",
     ),
     "optimizer": ("aten::_fused_adam_", "Optimizer.step#Adam.step"),
 }  # fmt: skip

@@ -9,18 +9,54 @@ which would make another device wait.
 
 from __future__ import annotations
 
-from typing import Any
+import functools
+from types import ModuleType
+from typing import Any, TypedDict, Unpack
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from ksm.layout import Layout
 from ksm.mask import Scaling
 
 _FAR = 3e38
 """More than any score: what is taken from those that are on, to find the largest of the others."""
 _NARROW = 1e-30
 """A range by which a score can be divided without leaving float32."""
+
+
+class Settings(TypedDict):
+    """See `ksm.mask`; `alpha` is in [0, 1]."""
+
+    beta: float
+    tau: float
+    temperature: float
+    alpha: float
+    scaling: Scaling
+
+
+def masked(weight: Tensor, score: Tensor, cut: Layout, **settings: Unpack[Settings]) -> Tensor:
+    """The weight of one layer times its mask: with `ksm.fused_training` where it can, else with
+    torch.
+
+    Args:
+        score: float32, of shape `cut.units`.
+    """
+    fused = _fused()
+    if fused and fused.fits(weight, score, cut, settings["scaling"]):
+        return fused.masked(weight, score, **settings)
+    return weight * cut.spread(soft_mask(score, **settings).to(weight.dtype))
+
+
+@functools.cache
+def _fused() -> ModuleType | None:
+    """`ksm.fused_training`, where numba is installed and can compile it and keep it."""
+    try:
+        from ksm import fused_training
+    except Exception:  # no numba, another one than it was written for, no room for its cache
+        return None
+    return fused_training
 
 
 def soft_mask(

@@ -4,14 +4,12 @@ A byte stands for a row of neighbouring factors, one for each weight of its unit
 of the weights is one product of vectors. Rows seldom are as long as a vector: what is written past
 the end of one is overwritten by the next, and the last of a block are written weight by weight.
 
-The work is done by torch's own OpenMP threads, which wait for more of it just after another
-operation and would be in the way of any others. Importing this module compiles it, once on a
-machine: numba keeps the result. It fails with an ImportError where torch has other threads.
+The work is done by torch's own threads (`ksm._threads`). Importing this module compiles it, once on
+a machine: numba keeps the result.
 """
 
 from __future__ import annotations
 
-import ctypes
 import functools
 import math
 from collections.abc import Sequence
@@ -20,10 +18,10 @@ from typing import Any
 import numpy as np
 import torch
 from llvmlite import ir
-from numba import carray, cfunc, types
-from numba.extending import intrinsic
+from numba import carray, types
 from torch import Tensor
 
+from ksm._threads import cfunc, in_threads, inline, taken
 from ksm.layout import Layout
 from ksm.pack import per_byte, table
 
@@ -31,17 +29,6 @@ LONGEST = 512
 """Weights that a byte may stand for: beyond that, tables are large and torch is as fast."""
 BLOCK = 2**16
 """Weights that a thread takes at once."""
-
-# numba does not tell the types of what these make of a function.
-_cfunc: Any = cfunc
-_intrinsic: Any = intrinsic
-
-try:  # with OpenMP's function that runs another one in all threads, as compilers call it
-    _in_threads = ctypes.CDLL(torch._C.__file__).GOMP_parallel
-except (AttributeError, OSError) as error:
-    raise ImportError("torch was built without GNU OpenMP") from error
-_in_threads.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint]
-_in_threads.restype = None
 
 
 def fits(base: int, cut: Layout, *weights: Tensor) -> bool:
@@ -120,7 +107,7 @@ class Fused:
         work = self.blocks.copy()
         work[1:, 2] += np.uint64(packed.data_ptr())
         work[1:, 5] = np.array([one.data_ptr() for one in tables], np.uint64)[self.blocks[1:, 5]]
-        _in_threads(_work.address, work.ctypes.data, torch.get_num_threads(), 0)
+        in_threads(_work.address, work.ctypes.data, torch.get_num_threads())
 
 
 @functools.lru_cache(maxsize=64)
@@ -137,7 +124,7 @@ def _padded(values: tuple[float, ...], repeat: int) -> Tensor:
 def _product(width: int) -> Any:
     """`target[:width] = source[:width] * factors[:width]`, float32, by their addresses."""
 
-    @_intrinsic
+    @inline
     def product(context: Any, target: Any, source: Any, factors: Any) -> Any:
         def generate(context: Any, builder: Any, signature: Any, addresses: Any) -> Any:
             vector = ir.VectorType(ir.FloatType(), width).as_pointer()
@@ -154,7 +141,7 @@ def _product(width: int) -> Any:
 _product_1, _product_4, _product_8 = (_product(width) for width in (1, 4, 8))
 
 
-@_intrinsic
+@inline
 def _byte(context: Any, address: Any) -> Any:
     """What is at an address."""
 
@@ -164,19 +151,7 @@ def _byte(context: Any, address: Any) -> Any:
     return types.uint8(address), generate
 
 
-@_intrinsic
-def _next(context: Any, pointer: Any) -> Any:
-    """The uint64 at a pointer, where it is one more from then on: another for each who asks."""
-
-    def generate(context: Any, builder: Any, signature: Any, pointers: Any) -> Any:
-        number = ir.IntType(64)
-        place = builder.bitcast(pointers[0], number.as_pointer())
-        return builder.atomic_rmw("add", place, number(1), "monotonic")
-
-    return types.uint64(pointer), generate
-
-
-@_cfunc("void(voidptr)", cache=True)
+@cfunc("void(voidptr)", cache=True)
 def _work(data: Any) -> None:
     """Do one block after another, until none is left that no other thread took.
 
@@ -187,7 +162,7 @@ def _work(data: Any) -> None:
     blocks = carray(data, (count, 6), np.uint64)
     one, four = np.uint64(1), np.uint64(4)
     while True:
-        block = _next(data)
+        block = taken(data)
         if block >= count:
             return
         source, target, byte, size, row, table = blocks[block]

@@ -170,21 +170,16 @@ class SoftMask(ScoreMask):
         if m.temperature_end:
             self.temperature.fill_(m.temperature * (m.temperature_end / m.temperature) ** share)
 
+    def forward(self, weight: Tensor) -> Tensor:
+        if self._is_direct():
+            return direct.masked(weight, self.score, self.layout, **self._settings())
+        return super().forward(weight)
+
     def mask(self) -> Tensor:
+        if self._is_direct():
+            return direct.soft_mask(self.score, **self._settings())
         m = self.method
         noise = mask.gumbel_noise(self.score) if m.noise and self.training else None
-        rounds = self.rounds or not self.training
-        exact = not rounds and noise is None and not isinstance(self.alpha, Tensor)
-        where = self.score.device.type, self.score.dtype
-        if exact and where == ("cpu", torch.float32) and not torch.compiler.is_compiling():
-            return direct.soft_mask(
-                self.score,
-                beta=m.beta,
-                tau=m.tau,
-                temperature=self.temperature.item(),
-                alpha=m.alpha,
-                scaling=m.scaling,
-            )
         return mask.soft_mask(
             self.score,
             beta=m.beta,
@@ -193,8 +188,31 @@ class SoftMask(ScoreMask):
             alpha=self.alpha,
             scaling=m.scaling,
             noise=noise,
-            values=m.level_values if rounds else None,
+            values=m.level_values if self._is_rounded() else None,
         )
+
+    def _is_rounded(self) -> bool:
+        return self.rounds or not self.training
+
+    def _is_direct(self) -> bool:
+        """Whether `ksm.direct` can make the mask."""
+        return (
+            not self._is_rounded()
+            and not self.method.noise
+            and not isinstance(self.alpha, Tensor)
+            and (self.score.device.type, self.score.dtype) == ("cpu", torch.float32)
+            and not torch.compiler.is_compiling()
+        )
+
+    def _settings(self) -> direct.Settings:
+        m = self.method
+        return {
+            "beta": m.beta,
+            "tau": m.tau,
+            "temperature": self.temperature.item(),
+            "alpha": m.alpha,
+            "scaling": m.scaling,
+        }
 
     def soft(self) -> Tensor:
         return mask.soft_on(self.score, self.method.beta, self.method.tau, self.temperature)

@@ -1,0 +1,314 @@
+"""Compiled masked weights and their gradients are those of the equations, and are left where they
+do not fit."""
+
+import copy
+import math
+import sys
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+from torch.autograd.graph import saved_tensors_hooks
+from torch.nn.utils import parametrize
+
+import ksm
+from conftest import tiny
+from ksm import KSM, direct, mask
+from ksm.methods.ksm import SoftMask
+from test_direct import LAYERS
+from test_mask import SETTINGS
+
+fused = pytest.importorskip("ksm.fused_training", exc_type=ImportError)
+
+SCALINGS = ("minmax", "released", "none")
+ORDERS = (torch.contiguous_format, torch.channels_last)
+CUTS = {
+    "one weight": lambda: nn.Conv2d(1, 1, 1),
+    "pointwise": lambda: nn.Conv2d(13, 11, 1),
+    "pointwise, large": lambda: nn.Conv2d(261, 301, 1),
+    "three": lambda: nn.Conv2d(7, 13, 3),
+    "three, large": lambda: nn.Conv2d(67, 61, 3),
+    "three, wide": lambda: nn.Conv2d(64, 16, 3),
+    "flat": lambda: nn.Conv2d(17, 5, (1, 3)),
+    "seven": lambda: nn.Conv2d(3, 9, 7),
+    "grouped": lambda: nn.Conv2d(8, 6, 3, groups=2),
+    "depthwise": lambda: nn.Conv2d(37, 37, 3, groups=37),
+    "conv1d": lambda: nn.Conv1d(5, 6, 3),
+    "conv3d": lambda: nn.Conv3d(3, 4, 2),
+}
+
+
+@pytest.fixture(params=[1, 2])
+def threads(request):
+    torch.set_num_threads(request.param)
+    yield
+    torch.set_num_threads(1)
+
+
+def plain(weight, score, **chosen):
+    made = mask.soft_mask(score, **chosen)
+    return weight * made.view(*made.shape, *[1] * (weight.dim() - made.dim()))
+
+
+def both(weight, score, upstream, **chosen):
+    """Masked weights and the scores' gradients: compiled, and of the equations."""
+    found = []
+    for function in (fused.masked, plain):
+        leaf = score.clone().requires_grad_()
+        made = function(weight, leaf, **chosen)
+        made.backward(upstream)
+        assert leaf.grad.stride() == leaf.stride()
+        found.append((made, leaf.grad))
+    assert found[0][0].stride() == weight.stride()
+    return found
+
+
+def check(weight, score, upstream, **chosen):
+    (made, gradient), (expected, other) = both(weight, score, upstream, **chosen)
+    torch.testing.assert_close(made, expected, rtol=2e-7, atol=0)
+    terms = (upstream * weight).abs().flatten(2).sum(2).view_as(score)
+    bound = terms * chosen["beta"] / chosen["temperature"]  # of the sum, before it is rounded
+    assert ((gradient - other).abs() <= 1e-6 * bound + 1e-5 * other.abs()).all()
+    return made, gradient
+
+
+def scores_of(weight, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return 5e-3 + 5e-3 * torch.randn((*weight.shape[:2], *[1] * (weight.dim() - 2)),
+                                     generator=generator)  # fmt: skip
+
+
+@pytest.mark.parametrize("order", ORDERS)
+@pytest.mark.parametrize("part", [1, 300, fused.PART])
+@pytest.mark.parametrize("name", CUTS)
+def test_any_shape(name, part, order, threads, monkeypatch):
+    monkeypatch.setattr(fused, "PART", part)
+    torch.manual_seed(0)
+    layer = CUTS[name]()
+    weight = layer.weight.detach()
+    if weight.dim() == 4:
+        weight = weight.contiguous(memory_format=order)
+    score, upstream = scores_of(weight), torch.randn_like(weight)
+    for scaling in SCALINGS:
+        assert fused.fits(weight, score, KSM().cut(layer), scaling)
+        for chosen in SETTINGS:
+            check(weight, score, upstream, **chosen, scaling=scaling)
+
+
+@pytest.mark.parametrize("scaling", SCALINGS)
+@pytest.mark.parametrize("chosen", [*SETTINGS, {**SETTINGS[0], "alpha": 0.0}])
+@pytest.mark.parametrize("layer", LAYERS)
+def test_layers_without_a_range_and_their_like(layer, chosen, scaling, monkeypatch):
+    monkeypatch.setattr(fused, "PART", 1)
+    torch.manual_seed(0)
+    count = LAYERS[layer].numel()
+    for shape in [(1, count), (count, 1)]:
+        score = LAYERS[layer].view(*shape, 1, 1)
+        for size in (1, 2):
+            weight = torch.randn(*shape, size, size)
+            for order in ORDERS:
+                one = weight.contiguous(memory_format=order)
+                check(one, score, torch.randn_like(one), **chosen, scaling=scaling)
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    st.lists(st.floats(-1, 1, width=32), min_size=1, max_size=40),
+    st.sampled_from(SCALINGS),
+    st.sampled_from(ORDERS),
+    st.booleans(),
+)
+def test_any_scores(values, scaling, order, tall):
+    score = torch.tensor(values).view(*((-1, 1) if tall else (1, -1)), 1, 1)
+    weight = torch.ones(*score.shape[:2], 2, 2).contiguous(memory_format=order)
+    made, _ = check(weight, score, weight, **SETTINGS[0], scaling=scaling)
+    assert (made[(score >= SETTINGS[0]["tau"]).expand_as(made)] == 1).all()
+
+
+def test_the_exponential_is_exact_to_the_last_bits():
+    score = torch.linspace(-1, 1, 200_001).view(1, -1, 1, 1).requires_grad_()
+    weight = torch.ones_like(score, requires_grad=False)
+    chosen = {"beta": 86.0, "tau": 0.0, "temperature": 1.0, "alpha": 0.5, "scaling": "minmax"}
+    fused.masked(weight, score, **chosen).sum().backward()
+    logit = 86.0 * score.detach().double()
+    expected = 86.0 * torch.sigmoid(-logit) * torch.sigmoid(logit)
+    near = logit.abs() < 8  # beyond, the rounding of the logit counts
+    found = score.grad.double()
+    torch.testing.assert_close(found[near], expected[near], rtol=1e-6, atol=0)
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=0)
+
+
+@pytest.mark.parametrize("bad", [math.nan, -math.nan, -math.inf])
+@pytest.mark.parametrize("at", [0, 20])  # in a vector, and after the last
+@pytest.mark.parametrize("order", ORDERS)
+def test_what_is_no_number_stays_none(order, at, bad):
+    weight = torch.randn(2, 21, 3, 3).contiguous(memory_format=order)
+    for others in (scores_of(weight), torch.full((2, 21, 1, 1), 1e-3)):
+        others[1, at] = bad
+        (made, gradient), (expected, other) = both(
+            weight, others, weight, **SETTINGS[0], scaling="minmax"
+        )
+        assert torch.equal(made.isfinite(), expected.isfinite())
+        assert not made.isfinite().all()
+        assert torch.equal(gradient.isfinite(), other.isfinite())
+
+
+def test_infinite_scores_and_gradients_as_in_the_equations():
+    weight = torch.randn(3, 17, 3, 3)
+    score, upstream = scores_of(weight), torch.randn_like(weight)
+    score[1, 2] = math.inf
+    upstream[0, 1, 2, 2], upstream[2, 3, 0, 0] = math.nan, math.inf
+    (made, gradient), (expected, other) = both(
+        weight, score, upstream, **SETTINGS[0], scaling="minmax"
+    )
+    torch.testing.assert_close(made, expected, rtol=2e-7, atol=0)
+    assert torch.equal(gradient.isfinite(), other.isfinite())
+
+
+@pytest.mark.parametrize("order", ORDERS)
+@pytest.mark.parametrize("name", ["pointwise", "three", "depthwise", "seven"])
+def test_gradients_in_another_order(name, order):
+    torch.manual_seed(0)
+    weight = CUTS[name]().weight.detach().contiguous(memory_format=order)
+    score = scores_of(weight)
+    chosen = {**SETTINGS[0], "scaling": "minmax"}
+    for upstream in [
+        torch.randn(weight.shape),
+        torch.randn(weight.shape).contiguous(memory_format=torch.channels_last),
+        torch.randn(weight.shape[::-1]).permute(3, 2, 1, 0),
+        torch.randn(()).expand_as(weight),
+    ]:
+        check(weight, score, upstream, **chosen)
+
+
+def test_saved_tensors_in_another_order():
+    weight = torch.randn(5, 6, 3, 3).contiguous(memory_format=torch.channels_last)
+    upstream = torch.randn_like(weight)
+    score = scores_of(weight)
+    found = []
+    for unpack in (lambda x: x, lambda x: x.clone(memory_format=torch.contiguous_format),
+                   lambda x: torch.stack([x, x], -1)[..., 0]):  # fmt: skip
+        leaf = score.clone().requires_grad_()
+        with saved_tensors_hooks(lambda x: x, unpack):
+            made = fused.masked(weight, leaf, **SETTINGS[0], scaling="minmax")
+        made.backward(upstream)
+        found.append(leaf.grad)
+    for other in found[1:]:
+        torch.testing.assert_close(other, found[0], rtol=1e-4, atol=1e-6)
+
+
+def test_it_has_no_second_derivative():
+    weight = torch.randn(5, 6, 3, 3)
+    score = scores_of(weight).requires_grad_()
+    made = fused.masked(weight, score, **SETTINGS[0], scaling="minmax")
+    (gradient,) = torch.autograd.grad(made.square().sum(), score, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        gradient.sum().backward()
+
+
+def masked_layer(layer, method):
+    layer.weight.requires_grad_(False)
+    added = SoftMask(layer, method)
+    parametrize.register_parametrization(layer, "weight", added, unsafe=True)
+    return layer, added
+
+
+def taken(layer):
+    """The name of what made the layer's weight."""
+    return type(layer.weight.grad_fn).__name__
+
+
+@pytest.mark.parametrize("scaling", mask.SCALINGS)
+@pytest.mark.parametrize("order", ORDERS)
+def test_training_takes_it_where_it_fits(order, scaling):
+    layer, _ = masked_layer(nn.Conv2d(8, 6, 3).to(memory_format=order), KSM(scaling=scaling))
+    assert ("_Masked" in taken(layer.train())) == (scaling in SCALINGS)
+    assert "_Masked" not in taken(layer.eval())
+
+
+OTHERS = {
+    "transposed": (lambda: nn.ConvTranspose2d(6, 4, 3), KSM()),
+    "linear": (lambda: nn.Linear(8, 8), KSM()),
+    "groups of kernels": (lambda: nn.Conv2d(16, 8, 3), KSM(granularity="group")),
+    "channels": (lambda: nn.Conv2d(16, 8, 3), KSM(granularity="channel")),
+    "elements": (lambda: nn.Conv2d(16, 8, 3), KSM(granularity="element")),
+    "several kernels": (lambda: nn.Conv2d(16, 8, 1), KSM(pointwise=4)),
+    "noise": (lambda: nn.Conv2d(16, 8, 3), KSM(noise=True)),
+    "rounded": (lambda: nn.Conv2d(16, 8, 3), KSM(round_from=0.0)),
+    "alpha": (lambda: nn.Conv2d(16, 8, 3), KSM(learn_alpha=True)),
+    "double": (lambda: nn.Conv2d(16, 8, 3).double(), KSM()),
+    "half": (lambda: nn.Conv2d(16, 8, 3).half(), KSM()),
+}
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_training_leaves_it_elsewhere(name):
+    build, method = OTHERS[name]
+    layer, added = masked_layer(build(), method)
+    assert "_Masked" not in taken(layer.train())
+    nn.init.normal_(added.score, 5e-3, 5e-3)
+    weight = layer.parametrizations.weight.original
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        found = layer.weight
+        torch.manual_seed(0)
+        expected = weight * added.layout.spread(added.mask().to(weight.dtype))
+    assert torch.equal(found, expected)
+
+
+def test_weights_that_are_trained_or_lie_in_no_order_are_left():
+    layer, added = masked_layer(nn.Conv2d(8, 6, 3), KSM())
+    original = layer.parametrizations.weight.original
+    fit = (added.score, added.layout, "minmax")
+    assert fused.fits(original, *fit)
+    assert not fused.fits(original.permute(0, 1, 3, 2), *fit)
+    assert not fused.fits(original.to("meta"), *fit)
+    original.requires_grad_()
+    assert not fused.fits(original, *fit)
+    layer.weight.sum().backward()
+    assert original.grad is not None
+
+
+def step(model, images):
+    """Gradients of a step in training."""
+    model(images).square().mean().backward()
+    return {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+
+
+@pytest.fixture
+def without():
+    direct._fused.cache_clear()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delattr(ksm, "fused_training")
+        patch.setitem(sys.modules, "ksm.fused_training", None)
+        yield
+    direct._fused.cache_clear()
+
+
+def test_training_without_numba(without, monkeypatch):
+    model = ksm.add_task(tiny(), 3, method=KSM()).train()
+    for each in model.modules():
+        if isinstance(each, SoftMask):
+            nn.init.normal_(each.score, 5e-3, 5e-3)
+    images = torch.randn(4, 3, 32, 32)
+    other = copy.deepcopy(model)
+    assert direct._fused() is None and "_Masked" not in taken(model.body)
+    expected = step(model, images)
+    monkeypatch.setattr(direct, "_fused", lambda: fused)
+    assert "_Masked" in taken(other.body)
+    found = step(other, images)
+    assert found.keys() == expected.keys()
+    for name, gradient in expected.items():
+        torch.testing.assert_close(found[name], gradient, rtol=1e-4, atol=1e-6)
+
+
+def test_compilers_see_the_equations(monkeypatch):
+    layer, added = masked_layer(nn.Conv2d(8, 6, 3), KSM())
+    nn.init.normal_(added.score, 5e-3, 5e-3)
+    images = torch.randn(2, 8, 5, 5)
+    expected = layer(images)
+    monkeypatch.setattr(direct, "masked", None)
+    compiled = torch.compile(layer.train(), fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(images), expected)
