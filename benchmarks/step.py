@@ -83,6 +83,7 @@ def step_of(
     model.train()
     if images.is_contiguous(memory_format=torch.channels_last):
         model.to(memory_format=torch.channels_last)
+    parameters = list(model.parameters())  # those too that the optimizer does not know
     mode = "reduce-overhead" if images.is_cuda else "default"
     run: Callable[[Tensor], Tensor] = torch.compile(model, mode=mode) if compiled else model
 
@@ -91,7 +92,7 @@ def step_of(
             outputs = run(images)
         functional.cross_entropy(outputs.float(), labels).backward()
         optimizer.step()
-        for parameter in model.parameters():  # those too that the optimizer does not know
+        for parameter in parameters:
             parameter.grad = None
 
     return step

@@ -10,8 +10,12 @@ import ksm
 from conftest import PREPROCESS, tiny
 from ksm import KsmError, Training
 from ksm.compiled import compiled
+from ksm.data.folder import scan
+from ksm.watch import Watcher
 
-pytestmark = pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")  # torch's own look
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:The .grad attribute of a Tensor"
+)  # torch's own look
 
 
 def graphs():
@@ -62,9 +66,9 @@ def test_what_torch_cannot_compile_is_one_line():
         raise ValueError("no compiler\nand more")
 
     model = ksm.add_task(tiny(), 3)
-    with pytest.raises(KsmError, match="^torch cannot compile the training: .*$"):
-        with compiled(model, model.fc, broken) as run:
-            run(torch.randn(2, 3, 32, 32))
+    told = pytest.raises(KsmError, match=r"^torch cannot compile the training: .*$")
+    with told, compiled(model, model.fc, broken) as run:
+        run(torch.randn(2, 3, 32, 32))
     assert parametrize.is_parametrized(model.stem) and "forward" not in vars(model.fc)
 
 
@@ -76,15 +80,28 @@ def test_learning_takes_it(colours, monkeypatch):
         return compiled(model, head, "aot_eager")
 
     monkeypatch.setattr(ksm.training, "compiled", with_eager)
-    settings = {"epochs": 2, "batch": 6, "seed": 3}
-    found = [
-        ksm.learn(
-            tiny(), colours, name="colours", size=PREPROCESS.size, training=Training(**settings, **one)
-        )
-        for one in ({}, {"compile": True})
-    ]
-    assert len(entered) == 2 and isinstance(entered[0], torch.nn.Linear)
-    assert found[0].metrics["val"] == found[1].metrics["val"]
+    torch._dynamo.reset()
+    counters.clear()
+    images = len(scan(colours).splits["train"])
+    seen = []
+
+    class Spy(Watcher):
+        def step(self, progress):
+            seen.append((progress.epoch, progress.step))
+
+    task = ksm.learn(
+        tiny(),
+        colours,
+        name="colours",
+        size=PREPROCESS.size,
+        training=Training(epochs=4, batch=10, compile=True),
+        watcher=Spy(),
+    )
+    assert images % 10
+    assert graphs() == 1
+    assert len(entered) == 4 and all(isinstance(head, torch.nn.Linear) for head in entered)
+    assert seen[-1] == (3, images // 10 - 1)
+    assert task.metrics["val"]["accuracy"] > 0.9
 
 
 def test_not_with_lean():

@@ -49,7 +49,8 @@ class Training:
         settle: batches from which BatchNorm statistics are estimated afresh before each
             validation; 0: the running averages are used as they are.
         lean: less memory, more time; see `ksm.lean`.
-        compile: let torch compile the training steps; see `ksm.compiled`.
+        compile: let torch compile the steps, see `ksm.compiled`; images that are left over when an
+            epoch is cut into batches are then left out, since their step would be another graph.
         patience: stop after so many epochs without a better validation accuracy; None: never.
         augment, min_area: see `ksm.data.load.Images`.
         precision: "no", "bf16" or "fp16", as in accelerate.
@@ -202,7 +203,8 @@ def fit(
         generator=generator,
         num_workers=settings.workers,
         persistent_workers=settings.workers > 0,
-        drop_last=len(train) % settings.batch == 1,  # BatchNorm cannot train on one image
+        drop_last=len(train) % settings.batch == 1  # BatchNorm cannot train on one image
+        or (settings.compile and len(train) > settings.batch),
     )
     prepared, loader, *optimizers = accelerator.prepare(model, loader, *made)
     weight = _class_weights(train, accelerator.device) if settings.balance else None
