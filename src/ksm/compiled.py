@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -34,24 +35,29 @@ def compiled(
     Raises:
         KsmError: torch cannot compile it.
     """
-    layers = {layer: type(layer) for layer in model.modules() if is_parametrized(layer)}
-    own = vars(head).get("forward") if head else None
+    layers: dict[Any, type[nn.Module]] = {
+        layer: type(layer) for layer in model.modules() if is_parametrized(layer)
+    }
+    own = {key: each for key, each in vars(head).items() if key == "forward"} if head else {}
     try:
         for layer, kind in layers.items():
             layer.__class__ = _alike(kind.__bases__[0], tuple(layer.parametrizations))
         if head:
             head.forward = torch.compiler.disable(head.forward)
         yield torch.compile(model, backend=backend)
-    except torch._dynamo.exc.BackendCompilerFailed as error:
+    except RuntimeError as error:
+        from torch._dynamo.exc import TorchDynamoException
+
+        if not isinstance(error, TorchDynamoException):
+            raise
         reason = str(error).strip().splitlines()[0]
         raise KsmError(f"torch cannot compile the training: {reason}") from error
     finally:
         for layer, kind in layers.items():
             layer.__class__ = kind
-        if head and own is None:
+        if head:
             vars(head).pop("forward", None)
-        elif head:
-            head.forward = own
+            vars(head).update(own)
 
 
 @functools.cache

@@ -224,7 +224,7 @@ def fit(
     began = time.perf_counter()
 
     def train_once(
-        run: Callable[[Tensor], Tensor], epoch: int, layout: torch.memory_format
+        run: Callable[[Tensor], object], epoch: int, layout: torch.memory_format
     ) -> tuple[float, float]:
         """Go through the images once: mean loss, and images a second."""
         total = torch.zeros((), device=accelerator.device)
