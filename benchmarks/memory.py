@@ -1,12 +1,13 @@
 """How much memory training takes, and what saving some of it costs in time.
 
-Each figure is the peak of the resident set of a process of its own, less what it had with torch
-loaded and the backbone built. Writes results/speed/memory.{json,md}.
+Each figure is from a process of its own: the peak of its resident set, less what it had with torch
+and ksm's compiled functions loaded and the backbone built. Writes results/speed/memory.{json,md}.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import time
@@ -15,36 +16,46 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-import torch
-from measuring import resident, write
-from step import BATCH, CLASSES, NETWORKS, copied, step_of
-
-import ksm
-from ksm.compare.report import table
-from ksm.display import size as bytes_of
-from ksm.lean import lean
+from ksm._malloc import give_back_freed_blocks, keep_freed_blocks
 
 WAYS: dict[str, dict[str, Any]] = {
     "fine-tuning, Adam": {},
     "ksm": {"method": {}},
     "ksm, lean": {"method": {}, "lean": True},
-    "ksm, pointwise 4, lean": {"method": {"pointwise": 4}, "lean": True},
     "ksm from layer2": {"method": {"mask_from": "layer2"}},
-    "ksm from layer2, lean": {"method": {"mask_from": "layer2"}, "lean": True},
     "ksm from layer3": {"method": {"mask_from": "layer3"}},
     "ksm from layer3, lean": {"method": {"mask_from": "layer3"}, "lean": True},
 }
+ALLOCATORS = ("at once", "as ksm does")
 STEPS = 6
 
 
-def one(network: str, size: int, way: str) -> None:
-    """Train some steps in this process and print what it took."""
+def one(network: str, size: int, way: str, allocator: str) -> None:
+    """Train some steps in this process and print what it took.
+
+    Args:
+        allocator: `at once`: the environment has it that blocks are given back at once; `as ksm
+            does`: what the command line asks for.
+    """
+    chosen = WAYS[way]
+    if allocator == "as ksm does":
+        keep_freed_blocks()
+        if chosen.get("lean"):
+            give_back_freed_blocks()
+    import torch
+    from measuring import resident
+    from step import BATCH, CLASSES, NETWORKS, copied, step_of
+
+    import ksm
+    from ksm.lean import lean
+
     backbone = NETWORKS[network]().eval()
     backbone(torch.randn(2, 3, size, size)).sum().backward()  # so that libraries are loaded
     backbone.zero_grad()
+    small = ksm.add_task(torch.nn.Sequential(torch.nn.Conv2d(3, 4, 1), torch.nn.Linear(4, 4)), 2)
+    small[0](torch.randn(1, 3, 4, 4)).sum().backward()  # and numba, where it is installed
     before = resident("VmRSS")
     images = torch.randn(BATCH, 3, size, size).contiguous(memory_format=torch.channels_last)
-    chosen = WAYS[way]
     if "method" in chosen:
         model = ksm.add_task(backbone, CLASSES, method=ksm.KSM(**chosen["method"]))
         groups: Any = ksm.parameter_groups(model)
@@ -62,41 +73,56 @@ def one(network: str, size: int, way: str) -> None:
     print(json.dumps({"bytes": resident("VmHWM") - before, "seconds": median(times[2:])}))
 
 
+def measured(*case: str) -> dict[str, Any]:
+    command = [sys.executable, __file__, *case]
+    given = {"MALLOC_MMAP_THRESHOLD_": "65536"} if case[-1] == "at once" else {}
+    done = subprocess.run(
+        command, check=True, capture_output=True, text=True, env={**os.environ, **given}
+    )
+    return json.loads(done.stdout)
+
+
 def main() -> None:
+    from measuring import write
+    from step import BATCH, NETWORKS
+
+    from ksm.compare.report import table
+    from ksm.display import size as bytes_of
+
     found: dict[str, dict[str, Any]] = {}
     rows: list[list[str]] = []
     for network in NETWORKS:
         for size in (64, 128, 224):
-            for way in WAYS:
-                command = [sys.executable, __file__, network, str(size), way]
-                done = subprocess.run(command, check=True, capture_output=True, text=True)
-                found.setdefault(f"{network}, {size} pixels", {})[way] = json.loads(done.stdout)
-    for case, ways in found.items():
-        rival = ways["fine-tuning, Adam"]
-        for way, took in ways.items():
-            rows.append(
-                [
-                    case,
-                    way,
-                    bytes_of(took["bytes"]),
-                    f"{took['bytes'] / rival['bytes']:.2f}",
-                    f"{took['seconds'] / rival['seconds']:.2f}",
-                ]
-            )
+            case = found[f"{network}, {size} pixels"] = {
+                way: {each: measured(network, str(size), way, each) for each in ALLOCATORS}
+                for way in WAYS
+            }
+            rival = case["fine-tuning, Adam"]
+            for way, took in case.items():
+                cells = [f"{network}, {size} pixels", way]
+                for each in ALLOCATORS:
+                    share = took[each]["bytes"] / rival[each]["bytes"]
+                    cells += [bytes_of(took[each]["bytes"]), f"{share:.2f}"]
+                ours, other = (one["as ksm does"]["seconds"] for one in (took, rival))
+                rows.append([*cells, f"{ours / other:.2f}"])
     about = (
         f"# Memory of training\n\n{BATCH} images a step, Adam, float32. Peak of the resident set "
-        "of a process of its own, less what it had with torch loaded and the backbone built; time "
-        f"is the median of {STEPS - 2} steps of that process, beside fine-tuning's. `lean`: blocks "
+        "of a process of its own, less what it had with all libraries loaded and the backbone "
+        "built. `in use`: each block of 64 KiB is given back to the system when it is freed, so "
+        "that this is what the step needs at its worst moment, whatever the allocator. `held`: by "
+        "a process as `ksm learn` has it, which keeps what it freed, or with `--lean` gives back "
+        "blocks of 4 MiB; time is the median of "
+        f"{STEPS - 2} steps of that process, beside fine-tuning's. `lean`: blocks of the network "
         "are computed a second time going back. What starting the mask at `layer2` or `layer3` "
-        "costs in accuracy is in results/stages. One process a figure, under the allocator's "
-        "defaults: from run to run figures differ by up to a tenth."
+        "costs in accuracy is in results/stages. One process a figure."
     )
-    head = ["network", "training", "bytes", "/ fine-tuning", "time / fine-tuning"]
+    rest = ["/ fine-tuning"]
+    head = ["network", "training", "in use", *rest, "held", *rest, "time / fine-tuning"]
     write(Path("results/speed/memory"), found, f"{about}\n\n{table(head, rows)}")
 
 
 if __name__ == "__main__":
     if len(sys.argv) > 1:
-        one(sys.argv[1], int(sys.argv[2]), sys.argv[3])
+        one(sys.argv[1], int(sys.argv[2]), *sys.argv[3:])
     else:
         main()

@@ -11,11 +11,11 @@ from ksm import _malloc
 SCRIPT = """
 import sys, torch
 from pathlib import Path
-from ksm._malloc import keep_freed_blocks
+from ksm._malloc import give_back_freed_blocks, keep_freed_blocks
 def resident():
     return int(Path('/proc/self/status').read_text().split('VmRSS:')[1].split()[0]) // 1024
-if sys.argv[1] == 'keep':
-    assert keep_freed_blocks()
+asked = {'keep': [keep_freed_blocks], 'give back': [keep_freed_blocks, give_back_freed_blocks]}
+assert all(each() for each in asked.get(sys.argv[1], []))
 before = resident()
 block = torch.ones(64 * 2**20 // 4)
 del block
@@ -24,7 +24,7 @@ print(resident() - before)
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="of glibc")
-@pytest.mark.parametrize("way, kept", [("keep", True), ("leave", False)])
+@pytest.mark.parametrize("way, kept", [("keep", True), ("leave", False), ("give back", False)])
 def test_freed_memory_is_kept(way, kept):
     command = [sys.executable, "-c", SCRIPT, way]
     found = subprocess.run(command, check=True, capture_output=True, text=True).stdout
@@ -33,4 +33,6 @@ def test_freed_memory_is_kept(way, kept):
 
 def test_elsewhere_nothing_is_asked(monkeypatch):
     monkeypatch.setattr(_malloc.sys, "platform", "darwin")
+    monkeypatch.setenv("THP_MEM_ALLOC_ENABLE", "0")  # so that it is as before afterwards
     assert not _malloc.keep_freed_blocks()
+    assert not _malloc.give_back_freed_blocks()

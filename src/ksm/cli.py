@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
-from ksm._malloc import keep_freed_blocks
+from ksm._malloc import give_back_freed_blocks, keep_freed_blocks
 from ksm.compare.command import bench, compare
 from ksm.errors import KsmError
 
@@ -112,6 +112,9 @@ def learn(
     json_: JsonOption = False,
 ) -> None:
     """Learn a task from a folder of labelled images."""
+    if lean:
+        give_back_freed_blocks()
+
     from ksm.bank import Bank
     from ksm.data.folder import image_folder
 
