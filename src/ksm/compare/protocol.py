@@ -50,6 +50,7 @@ class Row:
         recipe: `default`, or `released` for the published settings, schedule included; the
             protocol's epochs stay.
         settings: of the method.
+        training: settings of the training that differ; see `ksm.Training`.
         goal_of: name of the row whose validation accuracy on the same task and seed is this one's
             `goal` (CPG).
         budget: how many times the protocol's epochs it has; the product is rounded.
@@ -59,6 +60,7 @@ class Row:
     method: str
     recipe: str = "default"
     settings: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    training: Mapping[str, Any] = field(default_factory=dict[str, Any])
     goal_of: str | None = None
     budget: float = 1
 
@@ -322,6 +324,7 @@ RECIPES = {
                 {"score_lr": 4e-3},
             )
         ),
+        Row("ksm-15-bf16", "ksm", training={"precision": "bf16"}, budget=1 / 2),
         *(
             Row(
                 f"ksm-{epochs}-layer3",
@@ -363,6 +366,7 @@ def training_of(protocol: Protocol, row: Row, place: int, seed: int) -> Training
         "augment": domain.augment,
         "min_area": domain.min_area,
         "seed": seed,
+        **row.training,
     }
     if row.recipe == "released":
         return Training.released(METHODS[row.method], **budget)
