@@ -369,6 +369,15 @@ def test_rows_have_methods_and_settings_that_work():
         rows_named(["nope"])
 
 
+def test_a_row_has_training_settings_of_its_own(protocol, measured):
+    row = Row("small", "ksm", training={"precision": "bf16"})
+    facts = setup_of(protocol, row, 0, 0)["training"]
+    assert facts == setup_of(protocol, TWO[0], 0, 0)["training"] | {"precision": "bf16"}
+    for place in range(2):
+        measure(chain(protocol, row, measured), place)
+    assert "| small | ksm | precision bf16 | cosine |" in markdown(Results.of(measured))
+
+
 def test_two_tasks_of_one_name_are_refused():
     with pytest.raises(KsmError, match="task name 'my photos': expected letters"):
         Protocol("x", (Domain("my photos", "fashion"),), "mobilenetv2")

@@ -160,6 +160,8 @@ def _rows(results: Results, rows: Sequence[str]) -> str:
         method = {k: v for k, v in cell["setup"]["method"].items() if k != "name"}
         default = make(cell["setup"]["method"]["name"]).settings()
         changed = [f"{k} {v}" for k, v in method.items() if v != default[k] and k != "goal"]
+        if (precision := cell["setup"]["training"]["precision"]) != "no":
+            changed.append(f"precision {precision}")
         if goal := cell["setup"]["goal_of"]:
             cells = results.of_row(row)
             met = sum(one["val"] >= one["goal"] for one in cells)
