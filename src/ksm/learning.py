@@ -44,6 +44,7 @@ def learn(
     strict: bool = False,
     half: bool = False,
     watcher: Watcher | None = None,
+    warm_from: Sequence[Task] | None = None,
 ) -> Task:
     """Learn a task from a folder of labelled images; see `ksm.data.folder.scan` for its layout.
 
@@ -118,6 +119,12 @@ def learn(
                 model = add_task(
                     backbone, count, method=method, head=head, earlier=earlier, grown=grown
                 )
+                if warm_from is not None:
+                    from ksm.warm import nearest, warm
+
+                    chosen = nearest(backbone, warm_from, images["train"], images["val"])
+                    if chosen:
+                        warm(model, chosen)
                 _check_outputs(model, count, preprocess, describe(backbone, head))
                 watcher.attached(method.summary(model))
                 return model, method.trained(model), run.go_through(model)

@@ -43,6 +43,11 @@ def measure(chain: Chain, place: int) -> Cell:
         if place:
             last = bank.load(names[place - 1])
             earlier = (*last.earlier, last)
+    warm_from = None
+    if "-warm" in row.name:
+        warm_from = [bank.load(each) for each in names if each in bank and each != names[place]]
+        if "-warmest" not in row.name:
+            warm_from = [each for each in warm_from if each.name in names[:place]]
     task = ksm.learn(
         backbone,
         images_of(protocol, place, chain.out),
@@ -53,6 +58,7 @@ def measure(chain: Chain, place: int) -> Cell:
         stretch=protocol.domains[place].stretch,
         earlier=earlier,
         strict=True,
+        warm_from=warm_from,
     )
     memory = _peak_memory()
     file = bank.save(task, force=True)

@@ -320,8 +320,12 @@ RECIPES = {
                 {},
                 {"lr": 1e-2},
                 {"score_lr": 4e-3},
+                {"magnitude": 1.0},
+                {"magnitude": 0.5},
             )
         ),
+        Row("ksm-10-warm", "ksm", budget=1 / 3),
+        Row("ksm-5-warm", "ksm", budget=1 / 6),
         *(
             Row(
                 f"ksm-{epochs}-layer3",

@@ -163,6 +163,12 @@ class ScoreMask(LayerMask):
         weight = layer.weight
         assert isinstance(weight, Tensor)
         scores = torch.full(self.layout.units, method.start, device=weight.device)
+        if power := getattr(method, "magnitude", 0.0):
+            assert self.layout.per_unit == (1, 1) and not self.layout.transposed_groups
+            norm = weight.detach().flatten(2).abs().sum(2) if weight.dim() > 2 else weight.abs()
+            norm = norm.reshape(self.layout.units)
+            tau = method.tau  # pyright: ignore
+            scores = tau + (scores - tau) * (norm / norm.mean().clamp_min(1e-12)) ** power
         self.score = nn.Parameter(scores)
 
 

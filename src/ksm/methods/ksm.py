@@ -61,6 +61,7 @@ class KSM(Scored):
     round_from: float = 1.0
     pointwise: int = 1
     rate: float = 0.0
+    magnitude: float = 0.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
