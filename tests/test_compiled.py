@@ -66,7 +66,9 @@ def test_what_torch_cannot_compile_is_one_line():
         raise ValueError("no compiler\nand more")
 
     model = ksm.add_task(tiny(), 3)
-    told = pytest.raises(KsmError, match=r"^torch cannot compile the training: .*$")
+    told = pytest.raises(
+        KsmError, match=r"^torch cannot compile the training: ValueError: no compiler$"
+    )
     with told, compiled(model, model.fc, broken) as run:
         run(torch.randn(2, 3, 32, 32))
     assert parametrize.is_parametrized(model.stem) and "forward" not in vars(model.fc)

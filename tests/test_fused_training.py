@@ -3,6 +3,7 @@ do not fit."""
 
 import copy
 import math
+import os
 import sys
 
 import pytest
@@ -11,11 +12,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 from torch.autograd.graph import saved_tensors_hooks
+from torch.fx.experimental.proxy_tensor import make_fx
 from torch.nn.utils import parametrize
+from torch.testing._internal.two_tensor import TwoTensor
 
 import ksm
 from conftest import tiny
 from ksm import KSM, direct, mask
+from ksm.layout import layout
 from ksm.methods.ksm import SoftMask
 from test_direct import LAYERS
 from test_mask import SETTINGS
@@ -40,7 +44,7 @@ CUTS = {
 }
 
 
-@pytest.fixture(params=[1, 2])
+@pytest.fixture(params=[1, 2, 3])
 def threads(request):
     torch.set_num_threads(request.param)
     yield
@@ -312,3 +316,31 @@ def test_compilers_see_the_equations(monkeypatch):
     monkeypatch.setattr(direct, "masked", None)
     compiled = torch.compile(layer.train(), fullgraph=True, backend="aot_eager")
     torch.testing.assert_close(compiled(images), expected)
+
+
+def test_tracing_and_what_only_looks_like_a_tensor_do_not_fit():
+    weight, score = torch.randn(8, 4, 3, 3), torch.randn(8, 4, 1, 1)
+    cut = layout(nn.Conv2d(4, 8, 3), "kernel")
+    assert fused.fits(weight, score, cut, "minmax")
+    other = TwoTensor(weight, weight.clone())
+    assert not fused.fits(other, score, cut, "minmax")
+    found = []
+    make_fx(lambda x: found.append(fused.fits(weight, score, cut, "minmax")) or x + 1)(score)
+    assert found == [False]
+
+
+def test_no_thread_of_torch_is_ended():
+    def threads():
+        torch.ones(2**20).add_(1)
+        return set(os.listdir("/proc/self/task"))
+
+    weight, score = torch.randn(64, 64, 3, 3), torch.randn(64, 64, 1, 1)
+    cut = layout(nn.Conv2d(64, 64, 3), "kernel")
+    assert weight.numel() // fused.PART == 2
+    torch.set_num_threads(3)
+    try:
+        before = threads()
+        direct.masked(weight, score, cut, **SETTINGS[0], scaling="minmax")
+        assert threads() == before
+    finally:
+        torch.set_num_threads(1)

@@ -2,8 +2,9 @@
 
 Those threads wait for more work just after another operation, and would be in the way of any
 others. A piece of work is an address of a C function, and of what it works on: all threads call it,
-and each takes one part after another with `taken`. Importing this module fails with an ImportError
-where torch has other threads.
+and each takes one part after another with `taken`. Whoever changes this file must remove the
+`__pycache__` beside it: numba keeps what it made of it with the files that use it. Importing this
+module fails with an ImportError where torch has other threads.
 """
 
 from __future__ import annotations

@@ -94,7 +94,7 @@ def learn(
     precision: Annotated[str, typer.Option(help="no, bf16 or fp16.")] = "no",
     lean: Annotated[bool, typer.Option("--lean", help="Train in less memory, and slower.")] = False,
     compile_: Annotated[
-        bool, typer.Option("--compile", help="Compile the training: for a GPU and long runs.")
+        bool, typer.Option("--compile", help="Compile the training: takes minutes at first.")
     ] = False,
     workers: Annotated[int, typer.Option(help="Processes that load images.")] = 0,
     seed: Annotated[int, typer.Option(help="Of head, order and augmentation.")] = 0,

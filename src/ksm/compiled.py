@@ -24,6 +24,7 @@ def compiled(
     model: nn.Module, head: nn.Module | None, backend: str = "inductor"
 ) -> Generator[Callable[[Tensor], Tensor]]:
     """The model as a compiled function meanwhile; the graph is kept for the next model like it.
+    torch keeps eight a process, and runs what would need more without compiling it.
 
     Not for use within torch's cache for parametrizations, which goes by the classes that are
     replaced here.
@@ -50,7 +51,8 @@ def compiled(
 
         if not isinstance(error, TorchDynamoException):
             raise
-        reason = str(error).strip().splitlines()[0]
+        inner = getattr(error, "inner_exception", error)
+        reason = f"{type(inner).__name__}: {str(inner).strip()}".splitlines()[0]
         raise KsmError(f"torch cannot compile the training: {reason}") from error
     finally:
         for layer, kind in layers.items():
@@ -67,4 +69,5 @@ def _alike(kind: type[nn.Module], names: tuple[str, ...]) -> type[nn.Module]:
     def made(name: str) -> property:
         return property(lambda layer: layer.parametrizations[name]())
 
-    return type(kind.__name__, (kind,), {name: made(name) for name in names})
+    properties = {name: made(name) for name in names}
+    return type(kind.__name__, (kind,), {"__module__": kind.__module__, **properties})

@@ -17,13 +17,15 @@ from typing import Any
 import numpy as np
 import torch
 from numba import carray
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 from ksm._threads import cfunc, in_threads, njit, pointer, taken
 from ksm.layout import Layout
 from ksm.mask import Scaling
 
+PLAIN = (Tensor, nn.Parameter)
 PARTS = 64
 """Parts of a layer at most; one is done by one thread."""
 PART = 2**14
@@ -38,9 +40,15 @@ _ON: dict[Scaling, tuple[float, float]] = {
 
 
 def fits(weight: Tensor, score: Tensor, cut: Layout, scaling: Scaling) -> bool:
-    """Whether `masked` can take such a layer: frozen, and its units are its kernels."""
+    """Whether `masked` can take such a layer: frozen, and its units are its kernels.
+
+    It works on plain memory: neither what only looks like a tensor nor torch's tracing fits.
+    """
     return (
-        scaling in _ON
+        type(weight) in PLAIN
+        and type(score) in PLAIN
+        and _get_current_dispatch_mode() is None
+        and scaling in _ON
         and not cut.transposed_groups
         and weight.shape[:2].numel() == score.numel()
         and weight.dtype == score.dtype == torch.float32
@@ -95,8 +103,9 @@ class _Masked(torch.autograd.Function):
         score, weight = ctx.saved_tensors
         order = _order(weight)
         weight, gradient = (each.contiguous(memory_format=order) for each in (weight, *gradients))
+        score = score.contiguous()
         made = torch.empty_like(score)
-        _run((_differentiate,), score.contiguous(), weight, gradient, made, ctx.settings)
+        _run((_differentiate,), score, weight, gradient, made, ctx.settings)
         return made, None, None
 
 
@@ -140,9 +149,10 @@ def _run(
         made.data_ptr(),
         *settings,
     )
+    threads = torch.get_num_threads() if parts > 1 else 1  # OpenMP ends those that it is not given
     for work in works:
         layer.next = 0
-        in_threads(work.address, ctypes.addressof(layer), min(parts, torch.get_num_threads()))
+        in_threads(work.address, ctypes.addressof(layer), threads)
 
 
 # What follows is compiled. Its numbers are float32: a constant of another kind would widen them.
