@@ -59,11 +59,16 @@ bench-train: .venv/ready   ## steps, memory, a hundred tasks: half an hour
 	$(BIN)/python benchmarks/memory.py
 	$(BIN)/python benchmarks/growth.py
 
-RECIPES = ksm-released,ksm-10,ksm-10-layer3
+RECIPES = ksm-released,ksm-10,ksm-15,ksm-15-bf16,ksm-5-layer3,ksm-10-layer3,ksm-15-layer3,$(TRIED)
+ALONE = ksm-released,ksm-15,ksm-15-layer3,ksm-5-layer3
+TRIED = ksm-10-score_lr=0.004,finetune-10
 
 bench-recipes: .venv/ready ## how soon a recipe reaches the released one's accuracy: hours
 	$(BIN)/ksm bench recipes --processes 2 --out results/recipes/resnet50_1by2
 	$(BIN)/ksm bench recipes --processes 2 --out results/recipes/resnet50_1by2 --seeds 3 --methods $(RECIPES)
+	$(BIN)/python benchmarks/recipes.py
+	$(BIN)/ksm bench recipes --out results/recipes/alone/resnet50_1by2 --methods $(ALONE)
+	$(BIN)/python benchmarks/recipes.py --alone results/recipes/alone/resnet50_1by2
 
 # torch first: the version that the constraints name is then kept by what needs "torch".
 .venv/ready: pyproject.toml constraints.txt

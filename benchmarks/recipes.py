@@ -58,11 +58,11 @@ def gain(cells: dict[str, dict[str, Any]], goals: dict[str, dict[str, Any]], spl
     return f"{middle:+.1f}" if math.isnan(half) else f"{middle:+.1f} ± {half:.1f}"
 
 
-def seconds(cell: dict[str, Any], epoch: int | None) -> float:
-    """From the start of training to the end of an epoch, or of the run; what came before the first
-    epoch (outputs of a trunk, kept for all) counts."""
-    whole, last = cell["seconds"], cell["history"][-1]["seconds"]
-    return whole if epoch is None else whole - last + cell["history"][epoch - 1]["seconds"]
+def seconds(cell: dict[str, Any], epoch: int) -> float:
+    """From the start of training to the end of an epoch; what came before the first epoch (outputs
+    of a trunk, kept for all) counts."""
+    history = cell["history"]
+    return cell["seconds"] - history[-1]["seconds"] + history[epoch - 1]["seconds"]
 
 
 def shares(

@@ -318,6 +318,6 @@ def test_weights_that_torch_moves_are_found_again(images):
 def test_a_fallback_where_the_compiled_pass_cannot_be_had(backbone, images, monkeypatch):
     from ksm import writing
 
-    monkeypatch.setattr(writing, "_fused", lambda: None)
+    monkeypatch.setattr(writing, "fast", lambda name: None)
     tasks = [learned(backbone, f"t{i}", seed=i) for i in range(2)]
     check_switching(Engine(backbone, keep=1), tasks, images)

@@ -56,7 +56,7 @@ def written(method, layers, packed, values, monkeypatch, compiled=True):
     cuts = [method.cut(layer) for layer in layers]
     with monkeypatch.context() as patch:
         if not compiled:
-            patch.setattr(ksm.writing, "_fused", lambda: None)
+            patch.setattr(ksm.writing, "fast", lambda name: None)
         writing = Writing(cuts, frozen, folded, values)
     writing.write(packed, values)
     assert all(whole.isnan().sum() == 64 for whole in room)
@@ -142,7 +142,7 @@ def test_bytes_that_do_not_fit_are_refused_and_nothing_is_written():
 @pytest.mark.parametrize("compiled", [True, False])
 def test_an_engine_with_numba_and_without(compiled, threads, monkeypatch):
     if not compiled:
-        monkeypatch.setattr(ksm.writing, "_fused", lambda: None)
+        monkeypatch.setattr(ksm.writing, "fast", lambda name: None)
     backbone = tiny()
     tasks = [learned(backbone, f"t{i}", KSM(levels=2 + i), seed=i) for i in range(4)]
     engine = Engine(backbone, keep=1)

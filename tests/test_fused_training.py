@@ -19,6 +19,7 @@ from torch.testing._internal.two_tensor import TwoTensor
 import ksm
 from conftest import tiny
 from ksm import KSM, direct, mask
+from ksm._fast import fast
 from ksm.layout import layout
 from ksm.methods.ksm import SoftMask
 from test_direct import LAYERS
@@ -283,12 +284,12 @@ def step(model, images):
 
 @pytest.fixture
 def without():
-    direct._fused.cache_clear()
+    fast.cache_clear()
     with pytest.MonkeyPatch.context() as patch:
         patch.delattr(ksm, "fused_training")
         patch.setitem(sys.modules, "ksm.fused_training", None)
         yield
-    direct._fused.cache_clear()
+    fast.cache_clear()
 
 
 def test_training_without_numba(without, monkeypatch):
@@ -298,9 +299,9 @@ def test_training_without_numba(without, monkeypatch):
             nn.init.normal_(each.score, 5e-3, 5e-3)
     images = torch.randn(4, 3, 32, 32)
     other = copy.deepcopy(model)
-    assert direct._fused() is None and "_Masked" not in taken(model.body)
+    assert fast("fused_training") is None and "_Masked" not in taken(model.body)
     expected = step(model, images)
-    monkeypatch.setattr(direct, "_fused", lambda: fused)
+    monkeypatch.setattr(direct, "fast", lambda name: fused)
     assert "_Masked" in taken(other.body)
     found = step(other, images)
     assert found.keys() == expected.keys()

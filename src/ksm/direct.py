@@ -9,31 +9,20 @@ which would make another device wait.
 
 from __future__ import annotations
 
-import functools
-from types import ModuleType
-from typing import Any, TypedDict, Unpack
+from typing import Any, Unpack
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from ksm._fast import fast
 from ksm.layout import Layout
-from ksm.mask import Scaling
+from ksm.mask import Scaling, Settings
 
 _FAR = 3e38
 """More than any score: what is taken from those that are on, to find the largest of the others."""
 _NARROW = 1e-30
 """A range by which a score can be divided without leaving float32."""
-
-
-class Settings(TypedDict):
-    """See `ksm.mask`; `alpha` is in [0, 1]."""
-
-    beta: float
-    tau: float
-    temperature: float
-    alpha: float
-    scaling: Scaling
 
 
 def masked(weight: Tensor, score: Tensor, cut: Layout, **settings: Unpack[Settings]) -> Tensor:
@@ -43,33 +32,21 @@ def masked(weight: Tensor, score: Tensor, cut: Layout, **settings: Unpack[Settin
     Args:
         score: float32, of shape `cut.units`.
     """
-    fused = _fused()
+    fused = fast("fused_training")
     if fused and fused.fits(weight, score, cut, settings["scaling"]):
         return fused.masked(weight, score, **settings)
     return weight * cut.spread(soft_mask(score, **settings).to(weight.dtype))
 
 
-@functools.cache
-def _fused() -> ModuleType | None:
-    """`ksm.fused_training`, where numba is installed and can compile it and keep it."""
-    try:
-        from ksm import fused_training
-    except Exception:  # no numba, another one than it was written for, no room for its cache
-        return None
-    return fused_training
-
-
-def soft_mask(
-    score: Tensor, *, beta: float, tau: float, temperature: float, alpha: float, scaling: Scaling
-) -> Tensor:
+def soft_mask(score: Tensor, **settings: Unpack[Settings]) -> Tensor:
     """As `ksm.mask.soft_mask`, without noise and levels, up to the rounding of the last bits; it
     has no second derivative.
 
     Args:
         score: float32, any shape.
-        alpha: in [0, 1].
     """
-    mask = _SoftMask.apply(score, beta, tau, temperature, alpha, scaling)
+    s = settings
+    mask = _SoftMask.apply(score, s["beta"], s["tau"], s["temperature"], s["alpha"], s["scaling"])
     assert isinstance(mask, Tensor)
     return mask
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import ctypes
 import math
-from typing import Any
+from typing import Any, Unpack
 
 import numpy as np
 import torch
@@ -23,7 +23,7 @@ from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 from ksm._threads import cfunc, in_threads, njit, pointer, taken
 from ksm.layout import Layout
-from ksm.mask import Scaling
+from ksm.mask import Scaling, Settings
 
 PLAIN = (Tensor, nn.Parameter)
 PARTS = 64
@@ -65,25 +65,17 @@ def _order(weight: Tensor) -> torch.memory_format:
     return torch.channels_last
 
 
-def masked(
-    weight: Tensor,
-    score: Tensor,
-    *,
-    beta: float,
-    tau: float,
-    temperature: float,
-    alpha: float,
-    scaling: Scaling,
-) -> Tensor:
+def masked(weight: Tensor, score: Tensor, **settings: Unpack[Settings]) -> Tensor:
     """`M * W`, with `M` as from `ksm.mask.soft_mask`, up to the rounding of the last bits; it has
     no second derivative.
 
     Args:
         weight, score: of a layer that `fits`.
-        alpha: in [0, 1].
     """
-    off = 0.0 if scaling == "none" else alpha
-    made = _Masked.apply(score, weight, (tau, beta / temperature, off, *_ON[scaling]))
+    tau, slope = settings["tau"], settings["beta"] / settings["temperature"]
+    scaling = settings["scaling"]
+    alpha = 0.0 if scaling == "none" else settings["alpha"]
+    made = _Masked.apply(score, weight, (tau, slope, alpha, *_ON[scaling]))
     assert isinstance(made, Tensor)
     return made
 

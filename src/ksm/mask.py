@@ -10,7 +10,7 @@ alpha 0.5.
 """
 
 import math
-from typing import Literal, get_args
+from typing import Literal, TypedDict, get_args
 
 import torch
 from torch import Tensor
@@ -19,6 +19,16 @@ Scaling = Literal["continuous", "detached", "minmax", "released", "none"]
 SCALINGS: tuple[Scaling, ...] = get_args(Scaling)
 Spacing = Literal["linear", "power"]
 SPACINGS: tuple[Spacing, ...] = get_args(Spacing)
+
+
+class Settings(TypedDict):
+    """Of `soft_mask`, where they are plain numbers; `alpha` is in [0, 1]."""
+
+    beta: float
+    tau: float
+    temperature: float
+    alpha: float
+    scaling: Scaling
 
 
 def logistic(score: Tensor, beta: float = 1200.0, tau: float = 5e-3) -> Tensor:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Sequence
-from types import ModuleType
 
 import torch
 from torch import Tensor
 
+from ksm._fast import fast
 from ksm.layout import Layout
 from ksm.methods._unpacking import Unpacking
 
@@ -31,7 +30,7 @@ class Writing:
     ) -> None:
         self.cuts, self.shape = list(cuts), values.shape
         layers = list(zip(cuts, frozen, folded, strict=True))
-        fused, base = _fused() if values.dim() == 1 else None, values.shape[-1]
+        fused, base = fast("fused") if values.dim() == 1 else None, values.shape[-1]
         fit = {i for i, each in enumerate(layers) if fused and fused.fits(base, *each)}
         self.unpacking = Unpacking(cuts, values, without=fit)
         self.others = [each[1:] for i, each in enumerate(layers) if i not in fit]
@@ -60,13 +59,3 @@ class Writing:
             self.fused.write(packed, values)
         for (frozen, folded), mask in zip(self.others, masks, strict=True):
             torch.mul(frozen, mask.to(frozen), out=folded)
-
-
-@functools.cache
-def _fused() -> ModuleType | None:
-    """`ksm.fused`, where numba is installed and can compile it and keep it."""
-    try:
-        from ksm import fused
-    except Exception:  # no numba, another one than it was written for, no room for its cache
-        return None
-    return fused

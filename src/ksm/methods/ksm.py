@@ -204,7 +204,7 @@ class SoftMask(ScoreMask):
             and not torch.compiler.is_compiling()
         )
 
-    def _settings(self) -> direct.Settings:
+    def _settings(self) -> mask.Settings:
         m = self.method
         return {
             "beta": m.beta,
