@@ -123,7 +123,8 @@ def main() -> None:
         "blocks of 4 MiB; time is the median of "
         f"{STEPS - 2} steps of that process, beside fine-tuning's. `lean`: blocks of the network "
         "are computed a second time going back. What starting the mask at `layer2` or `layer3` "
-        "costs in accuracy is in results/stages. One process a figure."
+        "costs in accuracy is in results/stages. One process a figure. Where `held` is less than "
+        "`in use`, the process had kept blocks before it began to train."
     )
     compiled = [one["held"]["compiled"] for case in found.values() for one in case.values()]
     about += (
