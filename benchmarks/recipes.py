@@ -129,7 +129,7 @@ def main() -> None:
         "recipe in the same code."
         if given.alone
         else "Seconds follow from the epochs and the time of a step, in ../speed/step.md; those in "
-        "the cells were taken beside other work."
+        "the cells were taken beside other work; alone/reached.md has some that were not."
     )
     head = ["row", "cells", "epochs", "val", "test", "domains", "reached", "after epochs"]
     text = f"{about}\n\n{table([*head, *(['time', 'until there'] if given.alone else [])], rows)}\n"
