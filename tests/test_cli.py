@@ -489,7 +489,8 @@ OPTIONS = [
     (["--precision", "fp8"], "precision 'fp8'"),
     (["--workers", "-1"], "workers is -1"),
     (["--limit", "1"], "limit is 1"),
-    (["--lean", "--compile"], "lean and compile do not go together"),
+    (["--memory", "little"], "memory 'little': expected one of most, less, least"),
+    (["--memory", "least", "--compile"], "memory 'least' and compile do not go together"),
     (["--head", "nothing"], "nothing"),
     (["--head", "norm1"], "norm1"),
 ]
@@ -502,10 +503,12 @@ def test_learn_refuses_bad_values_and_harms_nothing(home, refused, options, told
     assert files(home / "bank") == before
 
 
-def test_lean_gives_memory_back(home, refused, monkeypatch):
+def test_training_in_least_memory_gives_it_back(home, refused, monkeypatch):
     asked = []
     monkeypatch.setattr(ksm.cli, "give_back_freed_blocks", lambda: asked.append(True))
-    refused("learn", "colours", "images", *FAST, "--lean", "--force", told="has no blocks")
+    refused(
+        "learn", "colours", "images", *FAST, "--memory", "least", "--force", told="has no blocks"
+    )
     assert asked == [True]
     refused("learn", "colours", "images", *FAST, "--batch", "1", "--force", told="batch")
     assert asked == [True]

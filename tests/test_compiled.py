@@ -106,6 +106,6 @@ def test_learning_takes_it(colours, monkeypatch):
     assert task.metrics["val"]["accuracy"] > 0.9
 
 
-def test_not_with_lean():
-    with pytest.raises(KsmError, match="lean and compile do not go together"):
-        Training(lean=True, compile=True)
+def test_not_in_less_memory():
+    with pytest.raises(KsmError, match="memory 'least' and compile do not go together"):
+        Training(memory="least", compile=True)

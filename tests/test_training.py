@@ -10,8 +10,8 @@ from torchvision.models import mobilenet_v2, resnet18
 
 import ksm
 import ksm.course
-import ksm.lean
 import ksm.learning
+import ksm.memory
 import ksm.training
 from conftest import PREPROCESS, tiny, write_folder
 from ksm import KSM, KsmError, Training
@@ -559,20 +559,24 @@ def test_weights_have_the_order_of_the_inputs_while_training_and_their_own_after
         assert parameter.requires_grad or parameter.data_ptr() == place, name
 
 
-def test_lean_training_learns_the_same(colours, monkeypatch):
+@pytest.mark.parametrize("memory", ["less", "least"])
+def test_training_in_less_memory_learns_as_well(colours, memory, monkeypatch):
     entered = []
-    monkeypatch.setattr(
-        ksm.training, "lean", lambda model: entered.append(model) or ksm.lean.lean(model)
-    )
-    settings = dataclasses.replace(QUICK, epochs=1)
-    backbone = resnet18(weights=None).eval()
-    found = [
-        learn(colours, backbone, training=dataclasses.replace(settings, lean=lean))
-        for lean in (False, True)
-    ]
-    assert len(entered) == 1
-    for name, tensor in found[0].tensors.items():
-        assert torch.equal(found[1].tensors[name], tensor), name
+
+    def within(model, memory):
+        entered.append(memory)
+        return ksm.memory.within(model, memory)
+
+    def order(model, layout, frozen):
+        entered.append(frozen)
+        return ordered(model, layout, frozen)
+
+    monkeypatch.setattr(ksm.training, "within", within)
+    monkeypatch.setattr(ksm.training, "ordered", order)
+    settings = dataclasses.replace(QUICK, epochs=2, memory=memory)
+    task = learn(colours, resnet18(weights=None).eval(), training=settings)
+    assert sorted(entered, key=str) == [False, False, memory, memory]
+    assert task.metrics["val"]["accuracy"] > 0.9
 
 
 def test_weights_have_that_order_in_each_step_of_training(colours):
@@ -585,10 +589,10 @@ def test_weights_have_that_order_in_each_step_of_training(colours):
     wide = []
     real = ksm.training.ordered
 
-    def ordered_too(model, layout):
+    def ordered_too(model, layout, frozen):
         wide[:] = [each for each in model.parameters() if each.dim() == 4 and each.shape[1] > 1]
         wide[:] = [each for each in wide if each.shape[2] > 1]
-        return real(model, layout)
+        return real(model, layout, frozen)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(ksm.training, "ordered", ordered_too)
@@ -600,7 +604,7 @@ def test_weights_have_that_order_in_each_step_of_training(colours):
 def test_a_block_that_is_partly_trunk_keeps_its_trunk_when_it_is_computed_twice(colours, twice):
     found = scan(colours)
     images = {split: load(part, PREPROCESS, "flip") for split, part in found.splits.items()}
-    settings = dataclasses.replace(QUICK, lean=twice)
+    settings = dataclasses.replace(QUICK, memory="least" if twice else "most")
     run = ksm.course.Run(images["train"], images["val"], settings, Watcher(), 2**30)
     method = KSM(mask_from="features.7.conv.1")
     model = ksm.add_task(mobilenet_v2(weights=None).eval(), 3, method=method)

@@ -27,9 +27,9 @@ def give_back_freed_blocks() -> bool:
     whether its C library can.
 
     What it holds is then what it uses. glibc by itself keeps some, and seldom finds a new block a
-    place in them, since torch asks for aligned ones: the lean training of a ResNet-50 held twice
-    as much. Each new block is zeroed again, in pages of 2 MiB where the system has them, if this
-    is called before torch makes its first tensor.
+    place in them, since torch asks for aligned ones: a ResNet-50 that trained in the least memory
+    held twice as much. Each new block is zeroed again, in pages of 2 MiB where the system has
+    them, if this is called before torch makes its first tensor.
     """
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # torch's own switch for large pages
     return _ask({_MMAP_THRESHOLD: 2**22})

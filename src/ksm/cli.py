@@ -92,7 +92,9 @@ def learn(
         int | None, typer.Option(help="Stop after so many epochs without a gain.")
     ] = None,
     precision: Annotated[str, typer.Option(help="no, bf16 or fp16.")] = "no",
-    lean: Annotated[bool, typer.Option("--lean", help="Train in less memory, and slower.")] = False,
+    memory: Annotated[
+        str, typer.Option(help="most, less or least; least takes twice the time.")
+    ] = "most",
     compile_: Annotated[
         bool, typer.Option("--compile", help="Compile the training: takes minutes at first.")
     ] = False,
@@ -112,7 +114,7 @@ def learn(
     json_: JsonOption = False,
 ) -> None:
     """Learn a task from a folder of labelled images."""
-    if lean:
+    if memory == "least":
         give_back_freed_blocks()
 
     from ksm.bank import Bank
@@ -139,7 +141,7 @@ def learn(
         "patience": patience,
         "augment": augment,
         "precision": precision,
-        "lean": lean,
+        "memory": memory,
         "compile": compile_,
         "workers": workers,
         "seed": seed,

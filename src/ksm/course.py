@@ -13,7 +13,7 @@ from ksm.data.features import KEPT, Examples, Features
 from ksm.data.load import Images
 from ksm.errors import KsmError
 from ksm.evaluation import BATCH, device
-from ksm.lean import blocks
+from ksm.memory import blocks
 from ksm.methods import Outcome, Phase
 from ksm.order import layout_of
 from ksm.task import origin, restore, snapshot
@@ -85,7 +85,7 @@ class Run:
         if not self.memory or start is None or self.train.augment not in KEPT:
             return whole
         above = [model.get_submodule(start[:at]) for at, sign in enumerate(start) if sign == "."]
-        if self.training.lean and set(above) & set(blocks(model)):
+        if self.training.memory == "least" and set(above) & set(blocks(model)):
             return whole  # a block that is partly trunk cannot be computed twice without the trunk
         began = time.perf_counter()
         model.to(where := device())

@@ -22,6 +22,7 @@ from torch.autograd.function import once_differentiable
 from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 from ksm._threads import cfunc, in_threads, njit, pointer, taken
+from ksm.again import can_be_made_again
 from ksm.layout import Layout
 from ksm.mask import Scaling, Settings
 
@@ -87,6 +88,13 @@ class _Masked(torch.autograd.Function):
         ctx.settings = settings
         made = torch.empty_like(weight)
         _run((_find, _multiply), score, weight, made, made, settings)
+
+        def again() -> Tensor:
+            made = torch.empty_like(weight)
+            _run((_find, _multiply), score, weight, made, made, settings)
+            return made
+
+        can_be_made_again(made, again, score, weight)
         return made
 
     @staticmethod

@@ -26,11 +26,14 @@ def layout_of(model: nn.Module, shape: tuple[int, ...]) -> torch.memory_format:
 
 
 @contextmanager
-def ordered(model: nn.Module, layout: torch.memory_format) -> Generator[None]:
+def ordered(model: nn.Module, layout: torch.memory_format, frozen: bool = True) -> Generator[None]:
     """The model's convolution weights in the order that its inputs have, as long as it trains.
 
     Elsewhere they are in torch's usual order, since the last bits of what a convolution gives
     depend on it, and a task shall give in training, from its file, and in an `Engine` the same.
+
+    Args:
+        frozen: those too that are not trained. They are copied, since others share them.
     """
     if layout == torch.contiguous_format:
         yield
@@ -40,7 +43,7 @@ def ordered(model: nn.Module, layout: torch.memory_format) -> Generator[None]:
         for layer in model.modules()
         if isinstance(layer, nn.Conv2d)
         for each in (*layer.parameters(), *layer.buffers())
-        if each.dim() == 4
+        if each.dim() == 4 and (frozen or each.requires_grad)
     ]
     shared = {id(p): p.data for p in model.parameters() if not p.requires_grad}
     try:

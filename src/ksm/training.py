@@ -6,7 +6,6 @@ import itertools
 import math
 import time
 from collections.abc import Callable
-from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +22,7 @@ from ksm.data.features import Examples
 from ksm.data.load import AUGMENTS, Augment
 from ksm.errors import KsmError
 from ksm.evaluation import evaluate
-from ksm.lean import lean
+from ksm.memory import MEMORIES, Memory, within
 from ksm.order import layout_of, ordered
 
 if TYPE_CHECKING:
@@ -48,7 +47,7 @@ class Training:
         balance: weigh each class by the inverse of its share of the training images.
         settle: batches from which BatchNorm statistics are estimated afresh before each
             validation; 0: the running averages are used as they are.
-        lean: less memory, more time; see `ksm.lean`.
+        memory: most, less or least, which takes more time; see `ksm.memory`.
         compile: let torch compile the steps, see `ksm.compiled`; images that are left over when an
             epoch is cut into batches are then left out, since their step would be another graph.
         patience: stop after so many epochs without a better validation accuracy; None: never.
@@ -65,7 +64,7 @@ class Training:
     label_smoothing: float = 0.0
     balance: bool = False
     settle: int = 16
-    lean: bool = False
+    memory: Memory = "most"
     compile: bool = False
     patience: int | None = None
     augment: Augment = "flip"
@@ -100,8 +99,10 @@ class Training:
             raise KsmError(f"augment {self.augment!r}: expected one of {', '.join(AUGMENTS)}")
         if self.precision not in ("no", "bf16", "fp16"):
             raise KsmError(f"precision {self.precision!r}: expected no, bf16 or fp16")
-        if self.lean and self.compile:
-            raise KsmError("lean and compile do not go together: choose one")
+        if self.memory not in MEMORIES:
+            raise KsmError(f"memory {self.memory!r}: expected one of {', '.join(MEMORIES)}")
+        if self.memory != "most" and self.compile:
+            raise KsmError(f"memory {self.memory!r} and compile do not go together: choose one")
 
     @classmethod
     def released(cls, method: Method | type[Method], **settings: Any) -> Training:
@@ -269,9 +270,10 @@ def fit(
         layout = layout_of(prepared, train.shape)
         for epoch in range(epochs):
             prepared.train()
-            twice = lean(prepared) if settings.lean else nullcontext()
-            graph = compiled(prepared, head) if settings.compile else nullcontext(prepared)
-            with ordered(prepared, layout), twice, graph as run:
+            way = (
+                compiled(prepared, head) if settings.compile else within(prepared, settings.memory)
+            )
+            with ordered(prepared, layout, frozen=settings.memory == "most"), way as run:
                 loss, pace = train_once(run, epoch, layout)
             prepared.eval()
             settle(prepared, train, settings.batch, settings.settle, generator)

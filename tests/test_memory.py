@@ -11,7 +11,7 @@ from torchvision.models import mobilenet_v2, resnet18
 
 import ksm
 from ksm import KSM, KsmError
-from ksm.lean import blocks, lean
+from ksm.memory import blocks, twice
 
 
 def trained(model, images, within):
@@ -34,17 +34,17 @@ def test_the_same_step_with_less_saved(method):
     backbone = resnet18(weights=None).eval()
     torch.manual_seed(1)
     plain = ksm.add_task(backbone, 5, method=method)
-    twice = copy.deepcopy(plain)
+    again = copy.deepcopy(plain)
     images = torch.randn(4, 3, 64, 64)
     gradients, statistics, most = trained(plain, images, contextlib.nullcontext())
-    found, others, less = trained(twice, images, lean(twice))
+    found, others, less = trained(again, images, twice(again))
     assert gradients.keys() == found.keys()
     for name, gradient in gradients.items():
         assert torch.equal(found[name], gradient), name
     for name, buffer in statistics.items():
         assert torch.equal(others[name], buffer), name
     assert less < most / 2
-    assert all("forward" not in vars(module) for module in twice.modules())
+    assert all("forward" not in vars(module) for module in again.modules())
 
 
 def test_which_blocks():
@@ -81,19 +81,19 @@ def test_a_stage_is_no_block():
 def test_statistics_that_count_are_counted_once():
     block = Block()
     model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.Sequential(block, Block(), block))
-    twice = copy.deepcopy(model)
+    again = copy.deepcopy(model)
     images = torch.randn(2, 3, 8, 8)
     model(images).sum().backward()
-    with lean(twice):
-        twice(images).sum().backward()
-    for (name, buffer), other in zip(model.named_buffers(), twice.buffers(), strict=True):
+    with twice(again):
+        again(images).sum().backward()
+    for (name, buffer), other in zip(model.named_buffers(), again.buffers(), strict=True):
         assert torch.equal(buffer, other), name
-    assert all("forward" not in vars(module) for module in twice.modules())
+    assert all("forward" not in vars(module) for module in again.modules())
 
 
 def test_a_network_without_blocks_is_told():
     flat = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU())
-    with pytest.raises(KsmError, match="has no blocks to compute twice"), lean(flat):
+    with pytest.raises(KsmError, match="has no blocks to compute twice"), twice(flat):
         pass
 
 
@@ -101,6 +101,6 @@ def test_a_forward_of_the_block_s_own_comes_back():
     model = ksm.add_task(resnet18(weights=None), 5)
     block = next(blocks(model))
     block.forward = own = block.forward
-    with lean(model):
+    with twice(model):
         assert block.forward is not own
     assert block.forward is own

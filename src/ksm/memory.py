@@ -1,26 +1,50 @@
-"""Training in little memory: the blocks of a network are computed a second time, going back.
+"""Training in less memory, for some time or for more.
 
-Gradient checkpointing (Chen et al., arXiv 1604.06174), by torch, of each block: what a block holds,
-its masked weights too, is there only while it is worked on; between blocks one tensor is kept.
+- `less`: what is quickly made again is not kept (`ksm.again`): masked weights, and what comes out
+  of a BatchNorm with the ReLU after it, which are one operation then (`ksm.joining`).
+- `least`: gradient checkpointing (Chen et al., arXiv 1604.06174), by torch, of each block: what a
+  block holds is there only while it is worked on; between blocks one tensor is kept.
 """
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager, nullcontext
 from functools import partial
-from typing import Any
+from typing import Any, Literal, get_args
 
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.utils.parametrize import is_parametrized
 from torch.utils.checkpoint import checkpoint
 
+from ksm.again import made_again
 from ksm.errors import KsmError
+from ksm.joining import joined
+
+Memory = Literal["most", "less", "least"]
+MEMORIES: tuple[Memory, ...] = get_args(Memory)
 
 
 @contextmanager
-def lean(model: nn.Module) -> Generator[None]:
+def within(model: nn.Module, memory: Memory) -> Generator[Callable[[Tensor], Tensor]]:
+    """What to call in place of the model meanwhile.
+
+    Raises:
+        KsmError: `least`, and it has no blocks.
+    """
+    if memory == "less":
+        with made_again():
+            yield joined(model)
+    elif memory == "least":
+        with twice(model):
+            yield model
+    else:
+        yield model
+
+
+@contextmanager
+def twice(model: nn.Module) -> Generator[None]:
     """Checkpoint the model's blocks meanwhile; what it computes stays the same.
 
     Raises:
@@ -30,7 +54,7 @@ def lean(model: nn.Module) -> Generator[None]:
     if not found:
         raise KsmError(
             f"{type(model).__name__} has no blocks to compute twice (modules with parts, in a "
-            "Sequential): train without lean"
+            "Sequential): choose memory less"
         )
     before = [vars(block).get("forward") for block in found]
     try:

@@ -1,0 +1,183 @@
+"""A joined network computes what the network does, with the same modules."""
+
+import copy
+import math
+
+import pytest
+import timm
+import torch
+from torch import nn
+from torch.nn import functional
+from torchvision.models import mobilenet_v2, resnet18, resnet50
+
+import ksm
+from ksm import KSM
+from ksm._fast import fast
+from ksm.again import made_again
+from ksm.joining import Joined, joined
+
+pytestmark = pytest.mark.skipif(fast("fused_norm") is None, reason="numba is not installed")
+
+NETWORKS = {
+    "resnet18": (lambda: resnet18(weights=None), 20),
+    "resnet50": (lambda: resnet50(weights=None), 53),
+    "mobilenet_v2": (lambda: mobilenet_v2(weights=None), 52),
+    "timm resnet26d": (lambda: timm.create_model("resnet26d"), 31),
+}
+
+
+def step(run, model, images):
+    out = run(images)
+    out.square().mean().backward()
+    gradients = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+    return out.detach(), gradients, dict(model.named_buffers())
+
+
+def norms_joined(model):
+    return [each for each in model.modules() if isinstance(each, Joined)]
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_a_step_is_the_same_up_to_rounding(name):
+    make, count = NETWORKS[name]
+    torch.manual_seed(0)
+    model = ksm.add_task(make(), 5).train()
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+    images = torch.randn(8, 3, 64, 64).contiguous(memory_format=torch.channels_last)
+    found = []
+    for way in ("double", "plain", "joined"):
+        torch.manual_seed(1)
+        one = copy.deepcopy(model)
+        if way == "double":
+            one.double()
+        run = joined(one) if way == "joined" else one
+        assert len(norms_joined(run)) == (count if way == "joined" else 0)
+        found.append(step(run, one, images.double() if way == "double" else images))
+    exact, plain, ours = found
+
+    def far(one, part):
+        """How far the tensors are from the exact ones, beside how large all of those are."""
+        tensors = part(one).items()
+        off = sum((each - part(exact)[key]).double().square().sum() for key, each in tensors)
+        return (off / sum(each.double().square().sum() for each in part(exact).values())).sqrt()
+
+    for part in (lambda one: {"": one[0]}, lambda one: one[1], lambda one: one[2]):
+        assert far(ours, part) <= 2 * far(plain, part) + 1e-6
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_what_is_made_again_is_the_same_to_the_bit(name):
+    torch.manual_seed(0)
+    model = ksm.add_task(NETWORKS[name][0](), 5).train()
+    images = torch.randn(4, 3, 64, 64).contiguous(memory_format=torch.channels_last)
+    again = copy.deepcopy(model)
+    torch.manual_seed(1)
+    kept = step(joined(model), model, images)
+    torch.manual_seed(1)
+    with made_again():
+        found = step(joined(again), again, images)
+    assert torch.equal(kept[0], found[0])
+    for one, two in zip(kept[1:], found[1:], strict=True):
+        assert one.keys() == two.keys()
+        for key, tensor in one.items():
+            assert torch.equal(tensor, two[key]), key
+
+
+def test_in_evaluation_it_is_the_network():
+    model = ksm.add_task(resnet18(weights=None), 5).train()
+    run = joined(model)
+    model.eval()
+    run.eval()
+    images = torch.randn(2, 3, 32, 32)
+    with torch.no_grad():
+        torch.testing.assert_close(run(images), model(images))
+
+
+class Chain(nn.Module):
+    """Norms in places where what follows them must not be joined."""
+
+    def __init__(self, way):
+        super().__init__()
+        self.way = way
+        self.norm, self.second, self.relu = nn.BatchNorm2d(3), nn.BatchNorm2d(3), nn.ReLU()
+
+    def forward(self, x):
+        made = self.norm(x)
+        if self.way == "used twice":
+            return self.relu(made) + made
+        if self.way == "added without a ReLU":
+            return made + x
+        if self.way == "added to itself":
+            return self.relu(made + made)
+        if self.way == "a number added":
+            return self.relu(made + 1)
+        if self.way == "a share added":
+            return self.relu(torch.add(made, x, alpha=2))
+        if self.way == "the sum used twice":
+            total = made + x
+            return self.relu(total) + total
+        if self.way == "another activation":
+            return functional.leaky_relu(made)
+        if self.way == "other first":
+            return functional.relu(x + made)
+        if self.way == "two norms":
+            return (made + self.second(x)).relu()
+        if self.way == "called twice":
+            return self.relu(self.norm(self.relu(made)))
+        return self.relu(made)
+
+
+WAYS = {
+    "used twice": 0, "added without a ReLU": 0, "added to itself": 0, "a number added": 0,
+    "a share added": 0, "the sum used twice": 0, "another activation": 0, "other first": math.inf,
+    "two norms": math.inf, "called twice": math.inf, "plain": math.inf,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_only_what_is_used_once_is_joined(way, monkeypatch):
+    monkeypatch.setattr("ksm.joining.KNOWN", ("torch", __name__.partition(".")[0]))
+    torch.manual_seed(0)
+    model = Chain(way).train()
+    other = copy.deepcopy(model)
+    run = joined(model)
+    assert max(each.largest for each in norms_joined(run)) == WAYS[way]
+    x = torch.randn(4, 3, 5, 5).contiguous(memory_format=torch.channels_last)
+    one, two = x.clone().requires_grad_(), x.clone().requires_grad_()
+    with made_again():
+        made = run(one)
+        upstream = torch.randn_like(made)
+        made.backward(upstream)
+    expected = other(two)
+    expected.backward(upstream)
+    torch.testing.assert_close(made, expected, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(one.grad, two.grad, rtol=1e-4, atol=1e-5)
+    for (name, buffer), its in zip(model.named_buffers(), other.buffers(), strict=True):
+        torch.testing.assert_close(buffer, its, msg=name)
+
+
+def test_other_people_s_code_is_left_alone(monkeypatch):
+    assert joined(model := Chain("plain").train()) is model
+
+
+@pytest.mark.parametrize("hook", ["forward_hook", "forward_pre_hook", "full_backward_hook"])
+def test_hooks_are_left_alone(hook):
+    model = resnet18(weights=None)
+    assert joined(model) is not model
+    handle = getattr(model.layer1[0], f"register_{hook}")(lambda *given: None)
+    assert joined(model) is model
+    handle.remove()
+    model.layer1[0].forward = model.layer1[0].forward
+    assert joined(model) is model
+
+
+def test_without_numba_it_is_the_network(monkeypatch):
+    monkeypatch.setattr("ksm.joining.fast", lambda name: None)
+    assert joined(model := resnet18(weights=None)) is model
+
+
+def test_norms_of_the_trunk_stay_as_they_are():
+    model = ksm.add_task(resnet18(weights=None), 5, method=KSM(mask_from="layer3")).train()
+    assert len(norms_joined(joined(model))) == 10
