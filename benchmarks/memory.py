@@ -6,12 +6,12 @@ and ksm's compiled functions loaded and the backbone built. Writes results/speed
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import subprocess
 import sys
 import time
-from contextlib import nullcontext
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -21,13 +21,19 @@ from ksm._malloc import give_back_freed_blocks, keep_freed_blocks
 WAYS: dict[str, dict[str, Any]] = {
     "fine-tuning, Adam": {},
     "ksm": {"method": {}},
-    "ksm, lean": {"method": {}, "lean": True},
+    "ksm, less": {"method": {}, "memory": "less"},
+    "ksm, least": {"method": {}, "memory": "least"},
     "ksm from layer2": {"method": {"mask_from": "layer2"}},
     "ksm from layer3": {"method": {"mask_from": "layer3"}},
-    "ksm from layer3, lean": {"method": {"mask_from": "layer3"}, "lean": True},
+    "ksm from layer3, less": {"method": {"mask_from": "layer3"}, "memory": "less"},
+    "ksm from layer3, least": {"method": {"mask_from": "layer3"}, "memory": "least"},
+    "ksm from layer3, least, pointwise 4": {
+        "method": {"mask_from": "layer3", "pointwise": 4},
+        "memory": "least",
+    },
 }
 ALLOCATORS = ("in use", "held")
-STEPS = 6
+STEPS = 8
 
 
 def one(network: str, size: int, way: str, allocator: str) -> None:
@@ -40,23 +46,32 @@ def one(network: str, size: int, way: str, allocator: str) -> None:
     chosen = WAYS[way]
     if allocator == "held":
         keep_freed_blocks()
-        if chosen.get("lean"):
+        if chosen.get("memory") == "least":
             give_back_freed_blocks()
     import torch
     from measuring import resident
     from step import BATCH, CLASSES, NETWORKS, copied, step_of
 
     import ksm
-    from ksm.lean import lean
+    from ksm.memory import within
+    from ksm.order import ordered
 
     backbone = NETWORKS[network]().eval()
     backbone(torch.randn(2, 3, size, size)).sum().backward()  # so that libraries are loaded
     backbone.zero_grad()
     bare = resident("VmRSS")
-    small = ksm.add_task(torch.nn.Sequential(torch.nn.Conv2d(3, 4, 1), torch.nn.Linear(4, 4)), 2)
-    small[0](torch.randn(1, 3, 4, 4)).sum().backward()  # and numba, where it is installed
+    small = torch.nn.Sequential(
+        torch.nn.Conv2d(3, 4, 1), torch.nn.BatchNorm2d(4), torch.nn.Flatten()
+    )
+    small = ksm.add_task(torch.nn.Sequential(*small, torch.nn.Linear(4, 4)), 2).train()
+    last = torch.channels_last
+    with within(small, "less") as run:  # and numba, where it is installed
+        run(torch.randn(2, 3, 1, 1).contiguous(memory_format=last)).sum().backward()
+    del run
+    gc.collect()
     before = resident("VmRSS")
-    images = torch.randn(BATCH, 3, size, size).contiguous(memory_format=torch.channels_last)
+    Path("/proc/self/clear_refs").write_text("5")  # forget the peak so far
+    images = torch.randn(BATCH, 3, size, size).contiguous(memory_format=last)
     if "method" in chosen:
         model = ksm.add_task(backbone, CLASSES, method=ksm.KSM(**chosen["method"]))
         groups: Any = ksm.parameter_groups(model)
@@ -64,9 +79,12 @@ def one(network: str, size: int, way: str, allocator: str) -> None:
         model = copied(backbone)
         groups = model.parameters()
         del backbone
-    step = step_of(model, torch.optim.Adam(groups, fused=True), images)
+    optimizer = torch.optim.Adam(groups, fused=True)
     times: list[float] = []
-    with lean(model) if chosen.get("lean") else nullcontext():
+    memory = chosen.get("memory", "most")
+    model.train()
+    with ordered(model, last, frozen=memory == "most"), within(model, memory) as run:
+        step = step_of(model, optimizer, images, within=run)
         for _ in range(STEPS):
             began = time.perf_counter()
             step()
@@ -119,12 +137,13 @@ def main() -> None:
         "of a process of its own, less what it had with all libraries loaded and the backbone "
         "built. `in use`: each block of 64 KiB is given back to the system when it is freed, so "
         "that this is what the step needs at its worst moment, whatever the allocator. `held`: by "
-        "a process as `ksm learn` has it, which keeps what it freed, or with `--lean` gives back "
-        "blocks of 4 MiB; time is the median of "
-        f"{STEPS - 2} steps of that process, beside fine-tuning's. `lean`: blocks of the network "
-        "are computed a second time going back. What starting the mask at `layer2` or `layer3` "
-        "costs in accuracy is in results/stages. One process a figure. Where `held` is less than "
-        "`in use`, the process had kept blocks before it began to train."
+        "a process as `ksm learn` has it, which keeps what it freed, or with `--memory least` "
+        f"gives back blocks of 4 MiB; time is the median of {STEPS - 2} steps of that process, "
+        "beside fine-tuning's. `less` and `least`: `--memory`; what is quickly made again is not "
+        "kept, or blocks of the network are computed a second time. What starting the mask at "
+        "`layer2` or `layer3` costs in accuracy is in results/stages, what `pointwise=4` costs in "
+        "results/sizes. One process a figure. Where `held` is less than `in use`, the process had "
+        "kept blocks before it began to train."
     )
     compiled = [one["held"]["compiled"] for case in found.values() for one in case.values()]
     about += (

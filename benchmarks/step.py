@@ -73,19 +73,22 @@ def step_of(
     images: Tensor,
     bf16: bool = False,
     compiled: bool = False,
+    within: Callable[[Tensor], Tensor] | None = None,
 ) -> Step:
     """Forward, loss, backward, and a step of the optimizer.
 
     Args:
         compiled: by torch, on a GPU with CUDA graphs.
+        within: what to call in place of the model, whose weights then stay in their order.
     """
     labels = torch.arange(len(images), device=images.device) % CLASSES
     model.train()
-    if images.is_contiguous(memory_format=torch.channels_last):
+    if within is None and images.is_contiguous(memory_format=torch.channels_last):
         model.to(memory_format=torch.channels_last)
     parameters = list(model.parameters())  # those too that the optimizer does not know
     mode = "reduce-overhead" if images.is_cuda else "default"
     run: Callable[[Tensor], Tensor] = torch.compile(model, mode=mode) if compiled else model
+    run = within or run
 
     def step() -> None:
         with torch.autocast(images.device.type, torch.bfloat16, enabled=bf16):
