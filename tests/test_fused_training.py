@@ -301,7 +301,7 @@ def test_training_without_numba(without, monkeypatch):
     other = copy.deepcopy(model)
     assert fast("fused_training") is None and "_Masked" not in taken(model.body)
     expected = step(model, images)
-    monkeypatch.setattr(direct, "fast", lambda name: fused)
+    monkeypatch.setattr(ksm.methods.ksm, "fast", lambda name: fused)
     assert "_Masked" in taken(other.body)
     found = step(other, images)
     assert found.keys() == expected.keys()
@@ -314,7 +314,8 @@ def test_compilers_see_the_equations(monkeypatch):
     nn.init.normal_(added.score, 5e-3, 5e-3)
     images = torch.randn(2, 8, 5, 5)
     expected = layer(images)
-    monkeypatch.setattr(direct, "masked", None)
+    monkeypatch.setattr(fused, "masked", None)
+    monkeypatch.setattr(direct, "soft_mask", None)
     compiled = torch.compile(layer.train(), fullgraph=True, backend="aot_eager")
     torch.testing.assert_close(compiled(images), expected)
 
@@ -341,7 +342,8 @@ def test_no_thread_of_torch_is_ended():
     torch.set_num_threads(3)
     try:
         before = threads()
-        direct.masked(weight, score, cut, **SETTINGS[0], scaling="minmax")
+        assert fused.fits(weight, score, cut, "minmax")
+        fused.masked(weight, score, **SETTINGS[0], scaling="minmax")
         assert threads() == before
     finally:
         torch.set_num_threads(1)

@@ -1,4 +1,4 @@
-"""Blocks that are computed twice give what they gave, and hold less meanwhile."""
+"""Training in less memory gives what it gave, and holds less meanwhile."""
 
 import contextlib
 import copy
@@ -10,11 +10,14 @@ from torch.autograd.graph import saved_tensors_hooks
 from torchvision.models import mobilenet_v2, resnet18
 
 import ksm
+import ksm.again
 from ksm import KSM, KsmError
-from ksm.memory import blocks, twice
+from ksm._fast import fast
+from ksm.memory import blocks, twice, within
+from ksm.order import ordered
 
 
-def trained(model, images, within):
+def trained(model, images, way):
     """Gradients and running statistics after a step, and the bytes saved for going back."""
     saved = {}
 
@@ -23,7 +26,7 @@ def trained(model, images, within):
         return tensor
 
     torch.manual_seed(0)
-    with within, saved_tensors_hooks(pack, lambda tensor: tensor):
+    with way, saved_tensors_hooks(pack, lambda tensor: tensor):
         model(images).square().sum().backward()
     gradients = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
     return gradients, dict(model.named_buffers()), sum(saved.values())
@@ -104,3 +107,88 @@ def test_a_forward_of_the_block_s_own_comes_back():
     with twice(model):
         assert block.forward is not own
     assert block.forward is own
+
+
+@pytest.mark.skipif(fast("fused_norm") is None, reason="numba is not installed")
+@pytest.mark.parametrize("method", [KSM(), KSM(mask_from="layer3"), "finetune", "piggyback"])
+def test_less_keeps_less_for_the_same_step(method, monkeypatch):
+    """A step of `most`, and the same of `less`: gradients, statistics, and the bytes kept."""
+    torch.manual_seed(0)
+    model = ksm.add_task(resnet18(weights=None), 5, method=method).train()
+    images = torch.randn(8, 3, 64, 64).contiguous(memory_format=torch.channels_last)
+    found = []
+    for memory in ("most", "less"):
+        kept = {}
+
+        def pack(tensor, pack=ksm.again._pack, kept=kept):
+            packed = pack(tensor)
+            sources = getattr(packed, "sources", (packed,))
+            for each in (one.tensor for one in sources):
+                kept[each.untyped_storage().data_ptr()] = each.untyped_storage().nbytes()
+            return packed
+
+        one = copy.deepcopy(model)
+        with monkeypatch.context() as patch:
+            patch.setattr("ksm.again._pack", pack)
+            way = within(one, memory) if memory == "less" else ksm.again.made_again()
+            if memory == "most":  # the same counting, and nothing is known to be made again
+                patch.setattr("ksm.again._recipe", lambda tensor: None)
+            with ordered(one, torch.channels_last, frozen=memory == "most"), way as run:
+                weights = {p.untyped_storage().data_ptr() for p in one.parameters()}
+                out = (run or one)(images)
+                out.square().mean().backward()
+        gradients = {name: p.grad for name, p in one.named_parameters() if p.grad is not None}
+        bytes_kept = sum(size for place, size in kept.items() if place not in weights)
+        found.append((out.detach(), gradients, dict(one.named_buffers()), bytes_kept))
+    (out, gradients, buffers, most), (other, others, its, less) = found
+    torch.testing.assert_close(other, out, rtol=1e-3, atol=1e-3)
+    assert gradients.keys() == others.keys()
+    size = sum(each.square().sum() for each in gradients.values())
+    off = sum((others[name] - each).square().sum() for name, each in gradients.items())
+    assert off < 1e-3 * size
+    for name, buffer in buffers.items():
+        torch.testing.assert_close(its[name], buffer, rtol=1e-3, atol=1e-3, msg=name)
+    assert less < 0.85 * most
+
+
+@pytest.mark.parametrize("method", [KSM(scaling="continuous"), KSM(learn_alpha=True), "piggyback"])
+def test_masked_weights_are_made_again_to_the_bit(method):
+    torch.manual_seed(0)
+    model = ksm.add_task(
+        nn.Sequential(nn.Conv2d(3, 8, 3), nn.Flatten(), nn.Linear(8, 2)), 2, method=method
+    )
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.normal_(5e-3, 5e-3)
+    other = copy.deepcopy(model)
+    images = torch.randn(2, 3, 3, 3)
+    model(images).square().sum().backward()
+    with ksm.again.made_again():
+        assert ksm.again.is_made_again(weight := other[0].weight)
+        del weight
+        other(images).square().sum().backward()
+    for one, two in zip(model.parameters(), other.parameters(), strict=True):
+        assert one.grad is two.grad is None or torch.equal(one.grad, two.grad)
+
+
+def test_a_random_mask_is_kept():
+    model = ksm.add_task(resnet18(weights=None), 2, method=KSM(noise=True))
+    with ksm.again.made_again():
+        assert not ksm.again.is_made_again(model.train().conv1.weight)
+        weight = model.eval().conv1.weight
+        assert ksm.again.is_made_again(weight)
+
+
+def test_frozen_weights_stay_where_they_are_in_less_memory():
+    model = ksm.add_task(resnet18(weights=None), 5)
+    places = {name: p.data_ptr() for name, p in model.named_parameters()}
+    with ordered(model, torch.channels_last, frozen=False):
+        for name, parameter in model.named_parameters():
+            if not parameter.requires_grad:
+                assert parameter.data_ptr() == places[name], name
+
+
+def test_unknown_memory_is_told():
+    with pytest.raises(KsmError, match="memory 'all': expected one of most, less, least"):
+        ksm.Training(memory="all")

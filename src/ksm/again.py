@@ -12,6 +12,7 @@ from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 
@@ -59,6 +60,11 @@ def made_again() -> Generator[None]:
             yield
     finally:
         _here.known = before
+
+
+def all_is_kept() -> bool:
+    """Whether there is nobody to tell."""
+    return torch.compiler.is_compiling() or _here.known is None
 
 
 def can_be_made_again(made: Tensor, again: Callable[[], Tensor], *sources: Tensor) -> None:

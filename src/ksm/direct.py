@@ -15,27 +15,12 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from ksm._fast import fast
-from ksm.layout import Layout
 from ksm.mask import Scaling, Settings
 
 _FAR = 3e38
 """More than any score: what is taken from those that are on, to find the largest of the others."""
 _NARROW = 1e-30
 """A range by which a score can be divided without leaving float32."""
-
-
-def masked(weight: Tensor, score: Tensor, cut: Layout, **settings: Unpack[Settings]) -> Tensor:
-    """The weight of one layer times its mask: with `ksm.fused_training` where it can, else with
-    torch.
-
-    Args:
-        score: float32, of shape `cut.units`.
-    """
-    fused = fast("fused_training")
-    if fused and fused.fits(weight, score, cut, settings["scaling"]):
-        return fused.masked(weight, score, **settings)
-    return weight * cut.spread(soft_mask(score, **settings).to(weight.dtype))
 
 
 def soft_mask(score: Tensor, **settings: Unpack[Settings]) -> Tensor:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from ksm.again import all_is_kept, can_be_made_again
 from ksm.clone import own_norms
 from ksm.errors import KsmError
 from ksm.layout import Granularity, Layout, can_mask, layout
@@ -151,8 +152,18 @@ class LayerMask(nn.Module):
         """The mask as digits of `Masked.factor_values`, uint8, of shape `layout.units`."""
         raise NotImplementedError
 
+    def is_random(self) -> bool:
+        """Whether the mask is another one each time."""
+        return False
+
     def forward(self, weight: Tensor) -> Tensor:
-        return weight * self.layout.spread(self.mask().to(weight.dtype))
+        def masked() -> Tensor:
+            return weight * self.layout.spread(self.mask().to(weight.dtype))
+
+        made = masked()
+        if not (all_is_kept() or self.is_random()):
+            can_be_made_again(made, torch.no_grad()(masked), weight, *self.parameters())
+        return made
 
 
 class ScoreMask(LayerMask):

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ksm import direct, mask
+from ksm._fast import fast
 from ksm.errors import KsmError
 from ksm.layout import GRANULARITIES, Granularity, Layout, layout
 from ksm.methods._masked import LayerMask, Scored, ScoreMask, parts_of
@@ -171,15 +172,17 @@ class SoftMask(ScoreMask):
             self.temperature.fill_(m.temperature * (m.temperature_end / m.temperature) ** share)
 
     def forward(self, weight: Tensor) -> Tensor:
-        if self._is_direct():
-            return direct.masked(weight, self.score, self.layout, **self._settings())
+        if self._is_direct() and (fused := fast("fused_training")):
+            settings = self._settings()
+            if fused.fits(weight, self.score, self.layout, settings["scaling"]):
+                return fused.masked(weight, self.score, **settings)
         return super().forward(weight)
 
     def mask(self) -> Tensor:
         if self._is_direct():
             return direct.soft_mask(self.score, **self._settings())
         m = self.method
-        noise = mask.gumbel_noise(self.score) if m.noise and self.training else None
+        noise = mask.gumbel_noise(self.score) if self.is_random() else None
         return mask.soft_mask(
             self.score,
             beta=m.beta,
@@ -190,6 +193,9 @@ class SoftMask(ScoreMask):
             noise=noise,
             values=m.level_values if self._is_rounded() else None,
         )
+
+    def is_random(self) -> bool:
+        return self.method.noise and self.training
 
     def _is_rounded(self) -> bool:
         return self.rounds or not self.training
