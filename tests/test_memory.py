@@ -165,7 +165,8 @@ def test_masked_weights_are_made_again_to_the_bit(method):
     images = torch.randn(2, 3, 3, 3)
     model(images).square().sum().backward()
     with ksm.again.made_again():
-        assert ksm.again.is_made_again(weight := other[0].weight)
+        weight = other[0].weight
+        assert ksm.again.is_made_again(weight)
         del weight
         other(images).square().sum().backward()
     for one, two in zip(model.parameters(), other.parameters(), strict=True):

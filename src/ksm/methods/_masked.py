@@ -162,7 +162,8 @@ class LayerMask(nn.Module):
 
         made = masked()
         if not (all_is_kept() or self.is_random()):
-            can_be_made_again(made, torch.no_grad()(masked), weight, *self.parameters())
+            sources = weight, *self.parameters(), *self.buffers()
+            can_be_made_again(made, torch.no_grad()(masked), *sources)
         return made
 
 
