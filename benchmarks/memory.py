@@ -1,4 +1,4 @@
-"""How much memory training takes, and what saving some of it costs in time.
+"""How much memory training takes; what it costs in time is in step.py's table.
 
 Each figure is from a process of its own: the peak of its resident set, less what it had with torch
 and ksm's compiled functions loaded and the backbone built. Writes results/speed/memory.{json,md}.
@@ -11,7 +11,7 @@ import json
 import os
 import subprocess
 import sys
-import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -33,7 +33,7 @@ WAYS: dict[str, dict[str, Any]] = {
     },
 }
 ALLOCATORS = ("in use", "held")
-STEPS = 8
+STEPS = 5
 
 
 def one(network: str, size: int, way: str, allocator: str) -> None:
@@ -80,24 +80,13 @@ def one(network: str, size: int, way: str, allocator: str) -> None:
         groups = model.parameters()
         del backbone
     optimizer = torch.optim.Adam(groups, fused=True)
-    times: list[float] = []
     memory = chosen.get("memory", "most")
     model.train()
     with ordered(model, last, frozen=memory == "most"), within(model, memory) as run:
         step = step_of(model, optimizer, images, within=run)
         for _ in range(STEPS):
-            began = time.perf_counter()
             step()
-            times.append(time.perf_counter() - began)
-    print(
-        json.dumps(
-            {
-                "bytes": resident("VmHWM") - before,
-                "seconds": median(times[2:]),
-                "compiled": before - bare,
-            }
-        )
-    )
+    print(json.dumps({"bytes": resident("VmHWM") - before, "compiled": before - bare}))
 
 
 def measured(*case: str) -> dict[str, Any]:
@@ -120,27 +109,28 @@ def main() -> None:
     rows: list[list[str]] = []
     for network in NETWORKS:
         for size in (64, 128, 224):
+            cases = [(network, str(size), way, each) for way in WAYS for each in ALLOCATORS]
+            with ThreadPoolExecutor(os.cpu_count()) as pool:
+                took = iter(list(pool.map(lambda one: measured(*one), cases)))
             case = found[f"{network}, {size} pixels"] = {
-                way: {each: measured(network, str(size), way, each) for each in ALLOCATORS}
-                for way in WAYS
+                way: {each: next(took) for each in ALLOCATORS} for way in WAYS
             }
+            print(f"{network}, {size} pixels", flush=True)
             rival = case["fine-tuning, Adam"]
             for way, took in case.items():
                 cells = [f"{network}, {size} pixels", way]
                 for each in ALLOCATORS:
                     share = took[each]["bytes"] / rival[each]["bytes"]
                     cells += [bytes_of(took[each]["bytes"]), f"{share:.2f}"]
-                ours, other = (one["held"]["seconds"] for one in (took, rival))
-                rows.append([*cells, f"{ours / other:.2f}"])
+                rows.append(cells)
     about = (
         f"# Memory of training\n\n{BATCH} images a step, Adam, float32. Peak of the resident set "
         "of a process of its own, less what it had with all libraries loaded and the backbone "
         "built. `in use`: each block of 64 KiB is given back to the system when it is freed, so "
         "that this is what the step needs at its worst moment, whatever the allocator. `held`: by "
         "a process as `ksm learn` has it, which keeps what it freed, or with `--memory least` "
-        f"gives back blocks of 4 MiB; time is the median of {STEPS - 2} steps of that process, "
-        "beside fine-tuning's. `less` and `least`: `--memory`; what is quickly made again is not "
-        "kept, or blocks of the network are computed a second time. What starting the mask at "
+        "gives back blocks of 4 MiB. `less` and `least`: `--memory`; what is quickly made again is "
+        "not kept, or blocks of the network are computed a second time. What starting the mask at "
         "`layer2` or `layer3` costs in accuracy is in results/stages, what `pointwise=4` costs in "
         "results/sizes. One process a figure. Where `held` is less than `in use`, the process had "
         "kept blocks before it began to train."
@@ -151,7 +141,7 @@ def main() -> None:
         "process that trains ksm's masks, and is not counted."
     )
     rest = ["/ fine-tuning"]
-    head = ["network", "training", "in use", *rest, "held", *rest, "time / fine-tuning"]
+    head = ["network", "training", "in use", *rest, "held", *rest]
     write(Path("results/speed/memory"), found, f"{about}\n\n{table(head, rows)}")
 
 

@@ -28,10 +28,13 @@ from torchvision.models import resnet18
 
 import ksm
 from ksm._malloc import keep_freed_blocks
+from ksm.again import made_again
 from ksm.backbones.describe import describe, new_head
 from ksm.clone import is_norm, replace
 from ksm.compare.report import table
+from ksm.joining import joined
 from ksm.layout import can_mask
+from ksm.memory import Memory, twice
 
 NETWORKS: dict[str, Callable[[], nn.Module]] = {
     "resnet18": lambda: resnet18(weights=None),
@@ -167,10 +170,21 @@ def steps_of(
     adam, sgd = torch.optim.Adam, torch.optim.SGD
     step_by = partial(step_of, bf16=bf16)
 
-    def ours(method: ksm.Method, compiled: bool = False) -> Step:
-        model = ksm.add_task(backbone, CLASSES, method=method)
+    def ours(method: ksm.Method, compiled: bool = False, memory: Memory = "most") -> Step:
+        model = ksm.add_task(backbone, CLASSES, method=method).train()
         optimizer = adam(ksm.parameter_groups(model), fused=True)
-        return step_by(model, optimizer, images, compiled=compiled)
+        if memory == "most":
+            return step_by(model, optimizer, images, compiled=compiled)
+
+        step = step_by(
+            model, optimizer, images, within=joined(model) if memory == "less" else model
+        )
+
+        def in_less_memory() -> None:
+            with made_again() if memory == "less" else twice(model):
+                step()
+
+        return in_less_memory
 
     tuned, tuned_sgd, usual, plain, built = (copied(backbone) for _ in range(5))
     rule = released(backbone)
@@ -202,6 +216,11 @@ def steps_of(
         "Piggyback": ours(ksm.Piggyback()),
         "BatchNorm and head": ours(ksm.BN()),
         "ksm": ours(ksm.KSM()),
+        "ksm, less memory": ours(ksm.KSM(), memory="less"),
+        "ksm, least memory": ours(ksm.KSM(), memory="least"),
+        "ksm from layer3": ours(ksm.KSM(mask_from="layer3")),
+        "ksm from layer3, less memory": ours(ksm.KSM(mask_from="layer3"), memory="less"),
+        "ksm from layer3, least memory": ours(ksm.KSM(mask_from="layer3"), memory="least"),
         "no masks": step_by(plain, adam(small, **rate), images),
         "convolutions": convolutions(backbone, images, bf16),
         "frozen forward": forward,
