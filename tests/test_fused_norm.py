@@ -8,6 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from ksm.again import is_made_again, made_again
+
 fused = pytest.importorskip("ksm.fused_norm", exc_type=ImportError)
 
 LIMITS = {"plain": (-math.inf, math.inf), "relu": (0.0, math.inf), "relu6": (0.0, 6.0)}
@@ -118,6 +120,18 @@ def test_a_channel_that_is_constant_and_one_that_is_no_number():
     assert (made[:, 0] == bias).all()
     assert made[:, 1].isnan().all() and norm.running_mean[1].isnan()
     assert made[:, 2].isfinite().all() and norm.running_mean[2].isfinite()
+
+
+def test_what_was_added_is_not_made_again_from_what_is_made_again():
+    """Else each of a row of blocks would be made from the first."""
+    operation = fused.Normalized(norm_of(4), *LIMITS["relu"])
+    inputs = last(torch.randn(2, 4, 3, 3)).requires_grad_()
+    with made_again():
+        row = [inputs]
+        for _ in range(4):
+            row.append(operation(inputs, row[-1]))
+        assert [is_made_again(each) for each in row] == [False, True, False, True, False]
+        assert is_made_again(operation(inputs))
 
 
 def test_what_does_not_fit():

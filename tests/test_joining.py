@@ -54,6 +54,8 @@ def test_a_step_is_the_same_up_to_rounding(name):
             one.double()
         run = joined(one) if way == "joined" else one
         assert len(norms_joined(run)) == (count if way == "joined" else 0)
+        alone = any(isinstance(each, (nn.ReLU, nn.ReLU6)) for each in run.modules())
+        assert alone == (way != "joined")
         found.append(step(run, one, images.double() if way == "double" else images))
     exact, plain, ours = found
 
