@@ -148,7 +148,7 @@ def test_less_keeps_less_for_the_same_step(method, monkeypatch):
     assert off < 1e-3 * size
     for name, buffer in buffers.items():
         torch.testing.assert_close(its[name], buffer, rtol=1e-3, atol=1e-3, msg=name)
-    assert 0.3 * most < less < 0.85 * most
+    assert 0 < less < 0.85 * most
 
 
 @pytest.mark.parametrize("method", [KSM(scaling="continuous"), KSM(learn_alpha=True), "piggyback"])
