@@ -1,7 +1,8 @@
 """How much memory training takes; what it costs in time is in step.py's table.
 
 Each figure is from a process of its own: the peak of its resident set, less what it had with torch
-and ksm's compiled functions loaded and the backbone built. Writes results/speed/memory.{json,md}.
+and ksm's compiled functions loaded and the backbone built. Writes results/speed/memory.{json,md}
+after each network and size, and leaves out those that the file has.
 """
 
 from __future__ import annotations
@@ -32,8 +33,10 @@ WAYS: dict[str, dict[str, Any]] = {
         "memory": "least",
     },
 }
+SIZES = (64, 128, 224)
 ALLOCATORS = ("in use", "held")
-STEPS = 5
+STEPS = {"in use": 3, "held": 5}
+RESULTS = Path("results/speed/memory")
 
 
 def one(network: str, size: int, way: str, allocator: str) -> None:
@@ -84,7 +87,7 @@ def one(network: str, size: int, way: str, allocator: str) -> None:
     model.train()
     with ordered(model, last, frozen=memory == "most"), within(model, memory) as run:
         step = step_of(model, optimizer, images, within=run)
-        for _ in range(STEPS):
+        for _ in range(STEPS[allocator]):
             step()
     print(json.dumps({"bytes": resident("VmHWM") - before, "compiled": before - bare}))
 
@@ -99,30 +102,40 @@ def measured(*case: str) -> dict[str, Any]:
 
 
 def main() -> None:
+    from step import NETWORKS
+
+    file = RESULTS.with_suffix(".json")
+    found: dict[str, Any] = json.loads(file.read_text()) if file.exists() else {}
+    for size in SIZES:
+        for network in NETWORKS:
+            name = f"{network}, {size} pixels"
+            if name in found:
+                continue
+            cases = [(network, str(size), way, each) for way in WAYS for each in ALLOCATORS]
+            with ThreadPoolExecutor(os.cpu_count()) as pool:
+                took = iter(list(pool.map(lambda one: measured(*one), cases)))
+            found[name] = {way: {each: next(took) for each in ALLOCATORS} for way in WAYS}
+            report(found)
+
+
+def report(found: dict[str, Any]) -> None:
     from measuring import write
     from step import BATCH, NETWORKS
 
     from ksm.compare.report import table
     from ksm.display import size as bytes_of
 
-    found: dict[str, dict[str, Any]] = {}
+    names = [f"{network}, {size} pixels" for network in NETWORKS for size in SIZES]
+    measured = {name: found[name] for name in names if name in found}
     rows: list[list[str]] = []
-    for network in NETWORKS:
-        for size in (64, 128, 224):
-            cases = [(network, str(size), way, each) for way in WAYS for each in ALLOCATORS]
-            with ThreadPoolExecutor(os.cpu_count()) as pool:
-                took = iter(list(pool.map(lambda one: measured(*one), cases)))
-            case = found[f"{network}, {size} pixels"] = {
-                way: {each: next(took) for each in ALLOCATORS} for way in WAYS
-            }
-            print(f"{network}, {size} pixels", flush=True)
-            rival = case["fine-tuning, Adam"]
-            for way, took in case.items():
-                cells = [f"{network}, {size} pixels", way]
-                for each in ALLOCATORS:
-                    share = took[each]["bytes"] / rival[each]["bytes"]
-                    cells += [bytes_of(took[each]["bytes"]), f"{share:.2f}"]
-                rows.append(cells)
+    for name, case in measured.items():
+        rival = case["fine-tuning, Adam"]
+        for way, took in case.items():
+            cells = [name, way]
+            for each in ALLOCATORS:
+                share = took[each]["bytes"] / rival[each]["bytes"]
+                cells += [bytes_of(took[each]["bytes"]), f"{share:.2f}"]
+            rows.append(cells)
     about = (
         f"# Memory of training\n\n{BATCH} images a step, Adam, float32. Peak of the resident set "
         "of a process of its own, less what it had with all libraries loaded and the backbone "
@@ -135,18 +148,11 @@ def main() -> None:
         "results/sizes. One process a figure. Where `held` is less than `in use`, the process had "
         "kept blocks before it began to train."
     )
-    compiled = [one["held"]["compiled"] for case in found.values() for one in case.values()]
+    compiled = [one["held"]["compiled"] for case in measured.values() for one in case.values()]
     about += (
         f" Loading what numba compiled takes {bytes_of(int(median(compiled)))} more, once in a "
         "process that trains ksm's masks, and is not counted."
     )
     rest = ["/ fine-tuning"]
     head = ["network", "training", "in use", *rest, "held", *rest]
-    write(Path("results/speed/memory"), found, f"{about}\n\n{table(head, rows)}")
-
-
-if __name__ == "__main__":
-    if len(sys.argv) > 1:
-        one(sys.argv[1], int(sys.argv[2]), *sys.argv[3:])
-    else:
-        main()
+    write(RESULTS, measured, f"{about}\n\n{table(head, rows)}")
