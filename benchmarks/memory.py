@@ -156,3 +156,10 @@ def report(found: dict[str, Any]) -> None:
     rest = ["/ fine-tuning"]
     head = ["network", "training", "in use", *rest, "held", *rest]
     write(RESULTS, measured, f"{about}\n\n{table(head, rows)}")
+
+
+if __name__ == "__main__":
+    if len(sys.argv) > 1:
+        one(sys.argv[1], int(sys.argv[2]), *sys.argv[3:])
+    else:
+        main()
