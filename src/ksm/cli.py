@@ -93,7 +93,7 @@ def learn(
     ] = None,
     precision: Annotated[str, typer.Option(help="no, bf16 or fp16.")] = "no",
     memory: Annotated[
-        str, typer.Option(help="most, less or least; least takes twice the time.")
+        str, typer.Option(help="most, less or least: less takes a little longer, least 1.4 times.")
     ] = "most",
     compile_: Annotated[
         bool, typer.Option("--compile", help="Compile the training: takes minutes at first.")
