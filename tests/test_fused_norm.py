@@ -110,6 +110,21 @@ def test_running_statistics_are_torch_s(momentum):
     assert norm.num_batches_tracked == 3
 
 
+def test_tensors_of_the_norm_may_be_others_at_the_next_call():
+    norm, other = norm_of(5), nn.BatchNorm2d(5)
+    operation = fused.Normalized(norm, *LIMITS["relu"])
+    inputs = last(torch.randn(6, 5, 4, 4))
+    operation(inputs)
+    other.load_state_dict(norm.state_dict())
+    for name, buffer in list(norm.named_buffers()):
+        setattr(norm, name, buffer.clone())
+    norm.weight = nn.Parameter(norm.weight.detach().clone())
+    norm.bias.data = norm.bias.data.clone()
+    torch.testing.assert_close(operation(inputs), other(inputs).relu())
+    for name, buffer in other.named_buffers():
+        torch.testing.assert_close(dict(norm.named_buffers())[name], buffer, msg=name)
+
+
 def test_a_channel_that_is_constant_and_one_that_is_no_number():
     inputs = torch.randn(4, 3, 4, 4)
     inputs[:, 0] = 7.25

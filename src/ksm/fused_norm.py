@@ -31,16 +31,12 @@ class Normalized:
     norm keeps move on. It has no second derivative.
 
     Args:
-        norm: in training, and its tensors stay where they are as long as this is used.
+        norm: in training; as `can` takes it.
         low, high: the gradient is 0 where the value is not between them.
     """
 
     def __init__(self, norm: nn.BatchNorm2d, low: float, high: float) -> None:
-        tensors = norm.weight, norm.bias, norm.running_mean, norm.running_var
-        pointers = (each.data_ptr() for each in tensors if each is not None)
-        self.affine = norm.weight, norm.bias
-        self.batches = norm.num_batches_tracked
-        self.layer = _Layer(0, norm.num_features, low, high, norm.eps, norm.momentum, *pointers)
+        self.norm, self.low, self.high = norm, low, high
 
     def fits(self, inputs: Tensor, other: Tensor | None) -> bool:
         """Whether it can be called with these: plain float32 tensors of one shape on the CPU whose
@@ -48,9 +44,14 @@ class Normalized:
         return _fits(inputs) and (other is None or (_fits(other) and other.shape == inputs.shape))
 
     def __call__(self, inputs: Tensor, other: Tensor | None = None) -> Tensor:
-        assert self.batches is not None
-        self.batches.add_(1)
-        made = _Normalized.apply(inputs, other, *self.affine, self.layer)
+        norm, batches = self.norm, self.norm.num_batches_tracked
+        assert batches is not None
+        batches.add_(1)
+        weight, bias = norm.weight, norm.bias
+        moving = norm.running_mean, norm.running_var
+        places = (each.data_ptr() for each in (weight, bias, *moving) if each is not None)
+        layer = _Layer(0, len(weight), self.low, self.high, norm.eps, norm.momentum, *places)
+        made = _Normalized.apply(inputs, other, weight, bias, layer)
         assert isinstance(made, Tensor)
         return made
 
@@ -79,10 +80,10 @@ def _fits(values: Tensor) -> bool:
 class _Normalized(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, inputs: Tensor, other: Tensor | None, weight: Tensor, bias: Tensor, norm: _Layer
+        ctx: Any, inputs: Tensor, other: Tensor | None, weight: Tensor, bias: Tensor, layer: _Layer
     ) -> Tensor:
         found = torch.empty(2, len(weight))
-        ctx.layer = layer = _Layer.from_buffer_copy(norm)
+        ctx.layer = layer
         layer.rows = inputs.numel() // layer.channels
         layer.parts = max(1, min(inputs.numel() // PART, PARTS, layer.rows))
         layer.inputs, layer.found = inputs.data_ptr(), found.data_ptr()
