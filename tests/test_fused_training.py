@@ -54,7 +54,7 @@ def threads(request):
 
 def plain(weight, score, **chosen):
     made = mask.soft_mask(score, **chosen)
-    return weight * made.view(*made.shape, *[1] * (weight.dim() - made.dim()))
+    return weight * made.repeat_interleave(weight.shape[1] // score.shape[1], 1)
 
 
 def both(weight, score, upstream, **chosen):
@@ -73,16 +73,15 @@ def both(weight, score, upstream, **chosen):
 def check(weight, score, upstream, **chosen):
     (made, gradient), (expected, other) = both(weight, score, upstream, **chosen)
     torch.testing.assert_close(made, expected, rtol=2e-7, atol=0)
-    terms = (upstream * weight).abs().flatten(2).sum(2).view_as(score)
+    terms = (upstream * weight).abs().reshape(*score.shape[:2], -1).sum(2).view_as(score)
     bound = terms * chosen["beta"] / chosen["temperature"]  # of the sum, before it is rounded
     assert ((gradient - other).abs() <= 1e-6 * bound + 1e-5 * other.abs()).all()
     return made, gradient
 
 
-def scores_of(weight, seed=0):
-    generator = torch.Generator().manual_seed(seed)
-    return 5e-3 + 5e-3 * torch.randn((*weight.shape[:2], *[1] * (weight.dim() - 2)),
-                                     generator=generator)  # fmt: skip
+def scores_of(units):
+    generator = torch.Generator().manual_seed(0)
+    return 5e-3 + 5e-3 * torch.randn(units, generator=generator)
 
 
 @pytest.mark.parametrize("order", ORDERS)
@@ -95,9 +94,33 @@ def test_any_shape(name, part, order, threads, monkeypatch):
     weight = layer.weight.detach()
     if weight.dim() == 4:
         weight = weight.contiguous(memory_format=order)
-    score, upstream = scores_of(weight), torch.randn_like(weight)
+    check_cut(weight, KSM().cut(layer))
+
+
+UNITS = {
+    "several kernels": (lambda: nn.Conv2d(24, 11, 1), KSM(pointwise=4)),
+    "many kernels, large": (lambda: nn.Conv2d(512, 301, 1), KSM(pointwise=16)),
+    "groups of kernels": (lambda: nn.Conv2d(16, 8, 3), KSM(granularity="group")),
+    "groups of kernels, 3d": (lambda: nn.Conv3d(16, 5, 2), KSM(granularity="group")),
+    "channels": (lambda: nn.Conv2d(17, 8, 3), KSM(granularity="channel")),
+    "outputs": (lambda: nn.Linear(37, 9), KSM(granularity="channel")),
+}
+
+
+@pytest.mark.parametrize("part", [1, 300, fused.PART])
+@pytest.mark.parametrize("name", UNITS)
+def test_units_of_several_kernels(name, part, threads, monkeypatch):
+    monkeypatch.setattr(fused, "PART", part)
+    torch.manual_seed(0)
+    build, method = UNITS[name]
+    layer = build()
+    check_cut(layer.weight.detach(), method.cut(layer))
+
+
+def check_cut(weight, cut):
+    score, upstream = scores_of(cut.units), torch.randn_like(weight)
     for scaling in SCALINGS:
-        assert fused.fits(weight, score, KSM().cut(layer), scaling)
+        assert fused.fits(weight, score, cut, scaling)
         for chosen in SETTINGS:
             check(weight, score, upstream, **chosen, scaling=scaling)
 
@@ -150,7 +173,7 @@ def test_the_exponential_is_exact_to_the_last_bits():
 @pytest.mark.parametrize("order", ORDERS)
 def test_what_is_no_number_stays_none(order, at, bad):
     weight = torch.randn(2, 21, 3, 3).contiguous(memory_format=order)
-    for others in (scores_of(weight), torch.full((2, 21, 1, 1), 1e-3)):
+    for others in (scores_of((*weight.shape[:2], 1, 1)), torch.full((2, 21, 1, 1), 1e-3)):
         others[1, at] = bad
         (made, gradient), (expected, other) = both(
             weight, others, weight, **SETTINGS[0], scaling="minmax"
@@ -162,7 +185,7 @@ def test_what_is_no_number_stays_none(order, at, bad):
 
 def test_infinite_scores_and_gradients_as_in_the_equations():
     weight = torch.randn(3, 17, 3, 3)
-    score, upstream = scores_of(weight), torch.randn_like(weight)
+    score, upstream = scores_of((*weight.shape[:2], 1, 1)), torch.randn_like(weight)
     score[1, 2] = math.inf
     upstream[0, 1, 2, 2], upstream[2, 3, 0, 0] = math.nan, math.inf
     (made, gradient), (expected, other) = both(
@@ -177,7 +200,7 @@ def test_infinite_scores_and_gradients_as_in_the_equations():
 def test_gradients_in_another_order(name, order):
     torch.manual_seed(0)
     weight = CUTS[name]().weight.detach().contiguous(memory_format=order)
-    score = scores_of(weight)
+    score = scores_of((*weight.shape[:2], 1, 1))
     chosen = {**SETTINGS[0], "scaling": "minmax"}
     for upstream in [
         torch.randn(weight.shape),
@@ -188,12 +211,13 @@ def test_gradients_in_another_order(name, order):
         check(weight, score, upstream, **chosen)
 
 
-def test_saved_tensors_in_another_order():
-    weight = torch.randn(5, 6, 3, 3).contiguous(memory_format=torch.channels_last)
+@pytest.mark.parametrize(("order", "inputs"), [(ORDERS[1], 6), (ORDERS[0], 6), (ORDERS[0], 2)])
+def test_saved_tensors_in_another_order(order, inputs):
+    weight = torch.randn(5, 6, 3, 3).contiguous(memory_format=order)
     upstream = torch.randn_like(weight)
-    score = scores_of(weight)
+    score = scores_of((5, inputs, 1, 1))
     found = []
-    for unpack in (lambda x: x, lambda x: x.clone(memory_format=torch.contiguous_format),
+    for unpack in (lambda x: x, *(lambda x, o=o: x.clone(memory_format=o) for o in ORDERS),
                    lambda x: torch.stack([x, x], -1)[..., 0]):  # fmt: skip
         leaf = score.clone().requires_grad_()
         with saved_tensors_hooks(lambda x: x, unpack):
@@ -206,7 +230,7 @@ def test_saved_tensors_in_another_order():
 
 def test_it_has_no_second_derivative():
     weight = torch.randn(5, 6, 3, 3)
-    score = scores_of(weight).requires_grad_()
+    score = scores_of((*weight.shape[:2], 1, 1)).requires_grad_()
     made = fused.masked(weight, score, **SETTINGS[0], scaling="minmax")
     (gradient,) = torch.autograd.grad(made.square().sum(), score, create_graph=True)
     with pytest.raises(RuntimeError, match="once_differentiable"):
@@ -227,8 +251,10 @@ def taken(layer):
 
 @pytest.mark.parametrize("scaling", mask.SCALINGS)
 @pytest.mark.parametrize("order", ORDERS)
-def test_training_takes_it_where_it_fits(order, scaling):
-    layer, _ = masked_layer(nn.Conv2d(8, 6, 3).to(memory_format=order), KSM(scaling=scaling))
+@pytest.mark.parametrize("size", [1, 3])
+def test_training_takes_it_where_it_fits(size, order, scaling):
+    method = KSM(scaling=scaling, pointwise=4)
+    layer, _ = masked_layer(nn.Conv2d(8, 6, size).to(memory_format=order), method)
     assert ("_Masked" in taken(layer.train())) == (scaling in SCALINGS)
     assert "_Masked" not in taken(layer.eval())
 
@@ -236,10 +262,12 @@ def test_training_takes_it_where_it_fits(order, scaling):
 OTHERS = {
     "transposed": (lambda: nn.ConvTranspose2d(6, 4, 3), KSM()),
     "linear": (lambda: nn.Linear(8, 8), KSM()),
-    "groups of kernels": (lambda: nn.Conv2d(16, 8, 3), KSM(granularity="group")),
-    "channels": (lambda: nn.Conv2d(16, 8, 3), KSM(granularity="channel")),
+    "groups of kernels, apart": (
+        lambda: nn.Conv2d(16, 8, 3).to(memory_format=torch.channels_last),
+        KSM(granularity="group"),
+    ),
     "elements": (lambda: nn.Conv2d(16, 8, 3), KSM(granularity="element")),
-    "several kernels": (lambda: nn.Conv2d(16, 8, 1), KSM(pointwise=4)),
+    "uneven groups": (lambda: nn.Conv2d(18, 8, 1), KSM(pointwise=4)),
     "noise": (lambda: nn.Conv2d(16, 8, 3), KSM(noise=True)),
     "rounded": (lambda: nn.Conv2d(16, 8, 3), KSM(round_from=0.0)),
     "alpha": (lambda: nn.Conv2d(16, 8, 3), KSM(learn_alpha=True)),

@@ -41,7 +41,8 @@ _ON: dict[Scaling, tuple[float, float]] = {
 
 
 def fits(weight: Tensor, score: Tensor, cut: Layout, scaling: Scaling) -> bool:
-    """Whether `masked` can take such a layer: frozen, and its units are its kernels.
+    """Whether `masked` can take such a layer: frozen, and its units are its kernels or, where they
+    lie side by side, some neighbouring ones of an output.
 
     It works on plain memory: neither what only looks like a tensor nor torch's tracing fits.
     """
@@ -51,17 +52,19 @@ def fits(weight: Tensor, score: Tensor, cut: Layout, scaling: Scaling) -> bool:
         and _get_current_dispatch_mode() is None
         and scaling in _ON
         and not cut.transposed_groups
-        and weight.shape[:2].numel() == score.numel()
+        and cut.per_unit[0] == 1
+        and weight.shape[:2].numel() == score.numel() * cut.per_unit[1]
         and weight.dtype == score.dtype == torch.float32
         and weight.device.type == score.device.type == "cpu"
         and not weight.requires_grad
         and score.is_contiguous()
-        and weight.is_contiguous(memory_format=_order(weight))
+        and weight.is_contiguous(memory_format=_order(weight, score))
     )
 
 
-def _order(weight: Tensor) -> torch.memory_format:
-    if weight.dim() != 4 or weight.is_contiguous():
+def _order(weight: Tensor, score: Tensor) -> torch.memory_format:
+    """In which the weights of a unit are side by side, or those of all units are apart."""
+    if weight.dim() != 4 or weight.is_contiguous() or score.shape[1] != weight.shape[1]:
         return torch.contiguous_format
     return torch.channels_last
 
@@ -101,7 +104,7 @@ class _Masked(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
         score, weight = ctx.saved_tensors
-        order = _order(weight)
+        order = _order(weight, score)
         weight, gradient = (each.contiguous(memory_format=order) for each in (weight, *gradients))
         score = score.contiguous()
         made = torch.empty_like(score)
@@ -133,8 +136,8 @@ def _run(
     made: Tensor,
     settings: tuple[float, ...],
 ) -> None:
-    outputs, inputs, *kernel = weight.shape
-    size = math.prod(kernel)
+    outputs, inputs = score.shape[:2]
+    size = weight.numel() // score.numel()
     parts = max(1, min(weight.numel() // PART, PARTS, outputs))
     layer = _Layer(
         0,
