@@ -96,6 +96,25 @@ def test_far_from_zero(mean, scale):
     check((8, 16, 8, 8), LIMITS["plain"], False, mean=mean, scale=scale)
 
 
+@pytest.mark.parametrize("value", [10.0, -100.0, 1e3, 1e4])
+@pytest.mark.parametrize("at", [0, 3, -1])
+def test_one_value_far_from_the_others(at, value):
+    """In a corner, as what is beside a border can be."""
+    torch.manual_seed(0)
+    inputs = last(torch.randn(8, 16, 32, 32))
+    inputs.permute(0, 2, 3, 1).view(-1, 16)[at] = value
+    found = {}
+    for way in ("double", "torch", "ours"):
+        norm = nn.BatchNorm2d(16, momentum=1.0)
+        if way == "double":
+            norm.double()(inputs.double())
+        else:
+            (fused.Normalized(norm, *LIMITS["plain"]) if way == "ours" else norm)(inputs)
+        found[way] = norm.running_var
+    far = {way: (found[way] / found["double"] - 1).abs().max() for way in ("torch", "ours")}
+    assert far["ours"] <= 2 * far["torch"] + 1e-6
+
+
 @pytest.mark.parametrize("momentum", [0.0, 0.1, 1.0])
 def test_running_statistics_are_torch_s(momentum):
     norm, other = norm_of(5, momentum), nn.BatchNorm2d(5, momentum=momentum)
@@ -123,6 +142,28 @@ def test_tensors_of_the_norm_may_be_others_at_the_next_call():
     torch.testing.assert_close(operation(inputs), other(inputs).relu())
     for name, buffer in other.named_buffers():
         torch.testing.assert_close(dict(norm.named_buffers())[name], buffer, msg=name)
+
+
+@pytest.mark.parametrize("added", [False, True])
+def test_tensors_of_the_norm_may_be_others_when_it_goes_back(added):
+    """Weights of the same values at another place, as `to` puts them."""
+    norm = norm_of(16)
+    inputs, upstream = last(torch.randn(4, 16, 8, 8)), last(torch.randn(4, 16, 8, 8))
+    found = []
+    for moved in (False, True):
+        leaf = inputs.clone(memory_format=torch.preserve_format).requires_grad_()
+        with made_again():
+            made = fused.Normalized(norm, *LIMITS["relu"])(
+                leaf, last(inputs * 2) if added else None
+            )
+            out = nn.functional.conv2d(made, torch.ones(16, 16, 1, 1))
+            if moved:
+                for each in norm.parameters():
+                    each.data = each.data.clone()
+                rest = [torch.full((16,), 1e3) for _ in range(200)]
+            out.backward(upstream)
+        found.append(leaf.grad)
+    assert rest and torch.equal(*found)
 
 
 def test_a_channel_that_is_constant_and_one_that_is_no_number():

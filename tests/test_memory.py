@@ -100,6 +100,18 @@ def test_a_network_without_blocks_is_told():
         pass
 
 
+class InPlace(Block):
+    def forward(self, x):
+        return self.inside(nn.functional.silu(x, inplace=True))
+
+
+def test_a_block_that_changes_its_input_is_told():
+    model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.Sequential(InPlace(), InPlace()))
+    images = torch.randn(2, 3, 8, 8)
+    with pytest.raises(KsmError, match="a InPlace changes its input in place"), twice(model):
+        model(images)
+
+
 def test_a_forward_of_the_block_s_own_comes_back():
     model = ksm.add_task(resnet18(weights=None), 5)
     block = next(blocks(model))

@@ -22,7 +22,7 @@ from ksm.data.load import Images, load, normalise
 from ksm.evaluation import evaluate
 from ksm.methods import Phase
 from ksm.methods.ksm import SoftMask
-from ksm.order import ordered
+from ksm.order import layout_of, ordered
 from ksm.plot import curves
 from ksm.training import cosine, fit, settle, tenths
 from ksm.watch import Watcher
@@ -577,6 +577,20 @@ def test_training_in_less_memory_learns_as_well(colours, memory, monkeypatch):
     task = learn(colours, resnet18(weights=None).eval(), training=settings)
     assert sorted(entered, key=str) == [False, False, memory, memory]
     assert task.metrics["val"]["accuracy"] > 0.9
+
+
+@pytest.mark.parametrize("channels", [3, 15, 16])
+def test_strides_over_few_channels_are_not_trained_channels_last(channels):
+    """In that order torch writes past the end of their weight's gradient."""
+    for layer, overflows in [
+        (nn.Conv2d(channels, 8, 1, stride=2), channels < 16),
+        (nn.Conv2d(2 * channels, 8, 1, stride=(1, 2), groups=2), channels < 16),
+        (nn.Conv2d(channels, 8, 1), False),
+        (nn.Conv2d(channels, 8, 3, stride=2), False),
+    ]:
+        network = nn.Sequential(layer, nn.BatchNorm2d(8))
+        expected = torch.contiguous_format if overflows else torch.channels_last
+        assert layout_of(network, (layer.in_channels, 8, 8)) == expected
 
 
 def test_weights_have_that_order_in_each_step_of_training(colours):

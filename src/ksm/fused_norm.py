@@ -24,6 +24,8 @@ PARTS = 64
 """Parts of a layer's rows at most; one is done by one thread."""
 PART = 2**15
 """Values of a part at least."""
+FIRST = 16
+"""Rows whose mean stands for that of their part until it is known."""
 
 
 class Normalized:
@@ -44,14 +46,13 @@ class Normalized:
         return _fits(inputs) and (other is None or (_fits(other) and other.shape == inputs.shape))
 
     def __call__(self, inputs: Tensor, other: Tensor | None = None) -> Tensor:
-        norm, batches = self.norm, self.norm.num_batches_tracked
-        assert batches is not None
+        norm = self.norm
+        mean, variance, batches = norm.running_mean, norm.running_var, norm.num_batches_tracked
+        assert mean is not None and variance is not None and batches is not None
         batches.add_(1)
-        weight, bias = norm.weight, norm.bias
-        moving = norm.running_mean, norm.running_var
-        places = (each.data_ptr() for each in (weight, bias, *moving) if each is not None)
-        layer = _Layer(0, len(weight), self.low, self.high, norm.eps, norm.momentum, *places)
-        made = _Normalized.apply(inputs, other, weight, bias, layer)
+        layer = _Layer(0, norm.num_features, self.low, self.high, norm.eps, norm.momentum)
+        layer.set(running_mean=mean, running_var=variance)
+        made = _Normalized.apply(inputs, other, norm.weight, norm.bias, layer)
         assert isinstance(made, Tensor)
         return made
 
@@ -82,19 +83,17 @@ class _Normalized(torch.autograd.Function):
     def forward(
         ctx: Any, inputs: Tensor, other: Tensor | None, weight: Tensor, bias: Tensor, layer: _Layer
     ) -> Tensor:
-        found = torch.empty(2, len(weight))
+        found = torch.empty(2, layer.channels)
         ctx.layer = layer
         layer.rows = inputs.numel() // layer.channels
         layer.parts = max(1, min(inputs.numel() // PART, PARTS, layer.rows))
-        layer.inputs, layer.found = inputs.data_ptr(), found.data_ptr()
-        layer.other = 0 if other is None else other.data_ptr()
-        sums = torch.empty(layer.parts, 2, layer.channels)
-        layer.sums = sums.data_ptr()
+        sums = torch.empty(layer.parts, 3, layer.channels)
+        layer.set(inputs=inputs, found=found, sums=sums)
         _run(layer, _add_up, _estimate)
 
         def again() -> Tensor:
             made = torch.empty_like(inputs)
-            layer.made = made.data_ptr()
+            layer.set(inputs=inputs, found=found, weight=weight, bias=bias, other=other, made=made)
             _run(layer, _normalize)
             return made
 
@@ -117,13 +116,10 @@ class _Normalized(torch.autograd.Function):
         to_inputs, to_weight, to_bias = (torch.empty_like(each) for each in (inputs, weight, bias))
         layer = _Layer.from_buffer_copy(ctx.layer)
         sums = torch.empty(layer.parts, 2, layer.channels)
-        layer.sums = sums.data_ptr()
-        layer.inputs, layer.found = inputs.data_ptr(), found.data_ptr()
-        layer.seen, layer.share = 0 if seen is None else seen.data_ptr(), ctx.share
-        layer.gradient, layer.passed = gradient.data_ptr(), passed.data_ptr()
-        layer.to_inputs, layer.to_weight, layer.to_bias = (
-            to_inputs.data_ptr(), to_weight.data_ptr(), to_bias.data_ptr(),
-        )  # fmt: skip
+        layer.share = ctx.share
+        layer.set(inputs=inputs, found=found, weight=weight, bias=bias, seen=seen, sums=sums)
+        layer.set(gradient=gradient, passed=passed)
+        layer.set(to_inputs=to_inputs, to_weight=to_weight, to_bias=to_bias)
         _run(layer, _add_up_gradients, _join_gradients, _differentiate)
         return to_inputs, None if seen is None else passed, to_weight, to_bias, None
 
@@ -142,6 +138,11 @@ class _Layer(ctypes.Structure):
         *((name, ctypes.c_uint64) for name in ("gradient", "passed")),
         *((name, ctypes.c_uint64) for name in ("to_inputs", "to_weight", "to_bias")),
     )
+
+    def set(self, **tensors: Tensor | None) -> None:
+        """Work on these, which must be there meanwhile."""
+        for name, tensor in tensors.items():
+            setattr(self, name, 0 if tensor is None else tensor.data_ptr())
 
 
 _LAYER = np.dtype(_Layer)
@@ -187,57 +188,70 @@ def _found(layer: Any) -> Any:
 
 
 @_plain
-def _pairs(address: Any, layer: Any) -> Any:
-    return carray(pointer(address), (layer.parts, 2, layer.channels), np.float32)
+def _sums(count: Any, layer: Any) -> Any:
+    return carray(pointer(layer.sums), (layer.parts, count, layer.channels), np.float32)
 
 
 @_compiled
 def _add_up(data: Any) -> None:
-    """Of each part, the sums of the values and of their squares, all less those of the first row:
-    numbers near 0, of which little is lost."""
+    """Of each part, the mean of its first rows; the sums of the values less that, and of the
+    squares: numbers near 0, of which little is lost."""
     layer = carray(data, 1, _LAYER)[0]
-    channels, x, sums = layer.channels, _map(layer.inputs, layer), _pairs(layer.sums, layer)
+    channels, x, sums = layer.channels, _map(layer.inputs, layer), _sums(3, layer)
     while True:
         part = np.int64(taken(data))
         if part >= layer.parts:
             return
-        for c in range(channels):
-            sums[part, 0, c] = _0
-            sums[part, 1, c] = _0
         row, end = _first(layer, part), _first(layer, part + 1)
+        few = min(end - row, FIRST)
+        for c in range(channels):
+            for k in range(3):
+                sums[part, k, c] = _0
+        for k in range(few):
+            for c in range(channels):
+                sums[part, 0, c] += x[row + k, c]
+        for c in range(channels):
+            sums[part, 0, c] /= np.float32(few)
         while row + 4 <= end:
             for c in range(channels):
-                zero = x[0, c]
-                a, b = x[row, c] - zero, x[row + 1, c] - zero
-                d, e = x[row + 2, c] - zero, x[row + 3, c] - zero
-                sums[part, 0, c] += (a + b) + (d + e)
-                sums[part, 1, c] += (a * a + b * b) + (d * d + e * e)
+                middle = sums[part, 0, c]
+                a, b = x[row, c] - middle, x[row + 1, c] - middle
+                d, e = x[row + 2, c] - middle, x[row + 3, c] - middle
+                sums[part, 1, c] += (a + b) + (d + e)
+                sums[part, 2, c] += (a * a + b * b) + (d * d + e * e)
             row += 4
         while row < end:
             for c in range(channels):
-                a = x[row, c] - x[0, c]
-                sums[part, 0, c] += a
-                sums[part, 1, c] += a * a
+                a = x[row, c] - sums[part, 0, c]
+                sums[part, 1, c] += a
+                sums[part, 2, c] += a * a
             row += 1
 
 
 @_compiled
 def _estimate(data: Any) -> None:
-    """Mean and inverse deviation from the sums of all parts, and the running statistics."""
+    """Mean and inverse deviation from the sums of all parts, and the running statistics.
+
+    What the parts say of themselves is put together as by Chan, Golub and LeVeque (1979).
+    """
     layer = carray(data, 1, _LAYER)[0]
-    x, sums = _map(layer.inputs, layer), _pairs(layer.sums, layer)
+    sums = _sums(3, layer)
     mean, inverse = _found(layer)
     running_mean = _vector(layer.running_mean, layer)
     running_var = _vector(layer.running_var, layer)
-    rows, momentum = np.float64(layer.rows), np.float64(layer.momentum)
+    momentum = np.float64(layer.momentum)
     for c in range(layer.channels):
-        total = square = 0.0
+        rows = middle = square = 0.0
         for part in range(layer.parts):
-            total += np.float64(sums[part, 0, c])
-            square += np.float64(sums[part, 1, c])
-        off = total / rows
-        variance = max(square / rows - off * off, 0.0)
-        mean[c] = np.float32(np.float64(x[0, c]) + off)
+            more = np.float64(_first(layer, part + 1) - _first(layer, part))
+            off = np.float64(sums[part, 1, c]) / more
+            apart = np.float64(sums[part, 0, c]) + off - middle
+            square += np.float64(sums[part, 2, c]) - more * off * off
+            square += apart * apart * rows * more / (rows + more)
+            middle += apart * more / (rows + more)
+            rows += more
+        variance = max(square / rows, 0.0)
+        mean[c] = np.float32(middle)
         inverse[c] = np.float32(1.0 / math.sqrt(variance + np.float64(layer.eps)))
         unbiased = variance * rows / (rows - 1.0)
         running_mean[c] += np.float32(momentum * (np.float64(mean[c]) - running_mean[c]))
@@ -275,7 +289,7 @@ def _add_up_gradients(data: Any) -> None:
     x, gradient = _map(layer.inputs, layer), _map(layer.gradient, layer)
     mean, inverse = _found(layer)
     weight, bias = _vector(layer.weight, layer), _vector(layer.bias, layer)
-    sums = _pairs(layer.sums, layer)
+    sums = _sums(2, layer)
     while True:
         part = np.int64(taken(data))
         if part >= layer.parts:
@@ -309,7 +323,7 @@ def _join_gradients(data: Any) -> None:
     """The gradients of weight and bias; the first part's sums become what `_differentiate` takes
     off: a constant, and a factor of the centred value."""
     layer = carray(data, 1, _LAYER)[0]
-    sums, inverse = _pairs(layer.sums, layer), _found(layer)[1]
+    sums, inverse = _sums(2, layer), _found(layer)[1]
     weight = _vector(layer.weight, layer)
     to_weight, to_bias = _vector(layer.to_weight, layer), _vector(layer.to_bias, layer)
     rows = np.float32(layer.rows)
@@ -333,7 +347,7 @@ def _differentiate(data: Any) -> None:
     x, to_inputs = _map(layer.inputs, layer), _map(layer.to_inputs, layer)
     mean, inverse = _found(layer)
     weight, bias = _vector(layer.weight, layer), _vector(layer.bias, layer)
-    passed, sums = _map(layer.passed, layer), _pairs(layer.sums, layer)
+    passed, sums = _map(layer.passed, layer), _sums(2, layer)
     while True:
         part = np.int64(taken(data))
         if part >= layer.parts:

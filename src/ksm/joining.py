@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import operator
+from collections import Counter
 from typing import Any
 
 import torch
@@ -21,6 +22,7 @@ KNOWN = ("torch", "torchvision", "timm", "ksm")
 """Packages whose networks call the same at each step. What other code calls can depend on what it
 counts or draws, and torch.fx would keep to what it saw once."""
 
+_IN_PLACE = (operator.iadd, operator.isub, operator.imul, operator.itruediv)
 _ADDITIONS = (operator.add, operator.iadd, torch.add, "add", "add_")
 _RELUS = (functional.relu, torch.relu, torch.relu_, "relu", "relu_")
 _LARGEST = {nn.ReLU: math.inf, nn.ReLU6: 6.0}
@@ -36,13 +38,14 @@ def joined(model: nn.Module) -> nn.Module:
     except Exception:  # the network's own code
         return model
     parts: dict[str, nn.Module] = dict(model.named_modules())
-    for node in list(graph.nodes):
-        if isinstance(_part(node, parts), nn.Identity):  # it would stand between norm and ReLU
+    for node in list(graph.nodes):  # one of these would stand between norm and ReLU
+        if type(_part(node, parts)) is nn.Identity and _takes_one(node):
             node.replace_all_uses_with(node.args[0])
             graph.erase_node(node)
+    called = Counter(map(id, filter(None, (_part(node, parts) for node in graph.nodes))))
     for node in list(graph.nodes):
         norm = _part(node, parts)
-        if type(norm) is nn.BatchNorm2d and len(node.args) == 1:
+        if type(norm) is nn.BatchNorm2d and _takes_one(node) and called[id(norm)] == 1:
             _join(graph, node, norm, parts)
     return fx.GraphModule(parts, graph)
 
@@ -63,23 +66,36 @@ class Joined(nn.Module):
         made = self.norm(inputs)
         if other is not None:
             made = made + other
-        return made.clamp(0, self.largest) if self.largest else made
+        if self.largest == math.inf:
+            return functional.relu(made)
+        return functional.hardtanh(made, 0.0, self.largest) if self.largest else made
 
 
 def _join(graph: fx.Graph, node: fx.Node, norm: nn.BatchNorm2d, parts: dict[str, Any]) -> None:
     """Put one call in place of the norm's, and of the addition and the ReLU that are the only ones
-    to use what it gives; of an addition if a ReLU follows."""
+    to use what it gives; of an addition if a ReLU follows.
+
+    It is where the last of them was, so it is not done where what it takes is changed in place.
+    """
     chain, inputs = [node], [node.args[0]]
     user = _only_user(node)
     if user and _calls(user, _ADDITIONS) and len(user.args) == 2 and not user.kwargs:
         other = user.args[1] if user.args[0] is node else user.args[0]
-        if isinstance(other, fx.Node) and other is not node and _largest(_only_user(user), parts):
+        if (
+            isinstance(other, fx.Node)
+            and other is not node
+            and not (_changes_first(user, parts) and user.args[0] is other)
+            and _largest(_only_user(user), parts)
+        ):
             chain.append(user)
             inputs.append(other)
     user = _only_user(chain[-1])
     if largest := _largest(user, parts):
         assert user
         chain.append(user)
+    users = {user for each in inputs if isinstance(each, fx.Node) for user in each.users}
+    if any(_changes_first(user, parts) and user.args[0] in inputs for user in users - set(chain)):
+        return
     name = f"joined_{len(parts)}"
     parts[name] = Joined(norm, largest)
     with graph.inserting_before(chain[-1]):
@@ -89,10 +105,41 @@ def _join(graph: fx.Graph, node: fx.Node, norm: nn.BatchNorm2d, parts: dict[str,
         graph.erase_node(each)
 
 
+class _Proxy(fx.Proxy):
+    """Tells `x += y` from `x = x + y`, which torch.fx does not."""
+
+
+def _in_place(function: Any) -> Any:
+    def recorded(self: fx.Proxy, other: Any) -> fx.Proxy:
+        return self.tracer.create_proxy("call_function", function, (self, other), {})
+
+    return recorded
+
+
+for _function in _IN_PLACE:
+    setattr(_Proxy, f"__{_function.__name__}__", _in_place(_function))
+
+
 class _Tracer(fx.Tracer):
+    """Goes into modules that only call others, and gives up where there is more to see."""
+
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        whole = is_parametrized(m) or not any(True for _ in m.children())
+        own = any(True for each in (m.parameters(False), m.buffers(False)) for _ in each)
+        whole = own or is_parametrized(m) or not any(True for _ in m.children())
         return whole or super().is_leaf_module(m, module_qualified_name)
+
+    def proxy(self, node: fx.Node) -> fx.Proxy:
+        return _Proxy(node, self)
+
+    def create_arg(self, a: Any) -> Any:
+        if isinstance(a, Tensor):
+            raise NotImplementedError("a constant")
+        return super().create_arg(a)
+
+    def create_node(self, kind: str, *args: Any, **kwargs: Any) -> fx.Node:
+        if kind == "get_attr" or not torch.is_grad_enabled():
+            raise NotImplementedError("a parameter, or a part without gradients")
+        return super().create_node(kind, *args, **kwargs)
 
 
 def _is_known(module: nn.Module) -> bool:
@@ -105,6 +152,21 @@ def _is_known(module: nn.Module) -> bool:
 def _part(node: fx.Node, parts: dict[str, Any]) -> Any:
     """The module that the node calls."""
     return parts[str(node.target)] if node.op == "call_module" else None
+
+
+def _takes_one(node: fx.Node) -> bool:
+    return len(node.args) == 1 and not node.kwargs
+
+
+def _changes_first(node: fx.Node, parts: dict[str, Any]) -> bool:
+    """Whether the node may change its first argument in place."""
+    if not node.args:
+        return bool(node.kwargs)
+    if node.op == "call_module":
+        return bool(getattr(_part(node, parts), "inplace", False))
+    name = getattr(node.target, "__name__", str(node.target))
+    in_place = name.endswith("_") or node.target in _IN_PLACE
+    return in_place or bool(node.kwargs.get("inplace")) or any(each is True for each in node.args)
 
 
 def _only_user(node: fx.Node) -> fx.Node | None:

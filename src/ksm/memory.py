@@ -31,7 +31,7 @@ def within(model: nn.Module, memory: Memory) -> Generator[Callable[[Tensor], Ten
     """What to call in place of the model meanwhile.
 
     Raises:
-        KsmError: `least`, and it has no blocks.
+        KsmError: `least`, and it has no blocks, or one changes its input in place.
     """
     if memory == "less":
         with made_again():
@@ -48,7 +48,7 @@ def twice(model: nn.Module) -> Generator[None]:
     """Checkpoint the model's blocks meanwhile; what it computes stays the same.
 
     Raises:
-        KsmError: it has no blocks.
+        KsmError: it has no blocks; from a block, if that changes its input in place.
     """
     found = list(dict.fromkeys(blocks(model)))
     if not found:
@@ -59,13 +59,7 @@ def twice(model: nn.Module) -> Generator[None]:
     before = [vars(block).get("forward") for block in found]
     try:
         for block in found:
-            block.forward = partial(
-                checkpoint,
-                block.forward,
-                use_reentrant=False,
-                context_fn=partial(_contexts, block),
-                determinism_check="none",
-            )
+            block.forward = partial(_twice, block, block.forward)
         yield
     finally:
         for block, forward in zip(found, before, strict=True):
@@ -101,6 +95,25 @@ def _is_stage(module: nn.Module) -> bool:
         if isinstance(row, nn.Sequential) and len(inside) > len(set(inside)):
             return True
     return False
+
+
+def _twice(block: nn.Module, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    given = [each for each in (*args, *kwargs.values()) if isinstance(each, Tensor)]
+    before = [each._version for each in given]
+    made = checkpoint(
+        forward,
+        *args,
+        use_reentrant=False,
+        context_fn=partial(_contexts, block),
+        determinism_check="none",
+        **kwargs,
+    )
+    if [each._version for each in given] != before:
+        raise KsmError(
+            f"a {type(block).__name__} changes its input in place, and would do so again when it "
+            "is computed twice: choose memory less"
+        )
+    return made
 
 
 def _contexts(block: nn.Module) -> tuple[Any, Any]:

@@ -8,11 +8,17 @@ from contextlib import contextmanager
 import torch
 from torch import nn
 
+WIDEST = 16
+"""Numbers in the longest vector of a processor."""
+
 
 def layout_of(model: nn.Module, shape: tuple[int, ...]) -> torch.memory_format:
     """The order of the input's values: channels last, in which convolutions are fastest, unless the
-    network cannot take it, as where it calls `view` on what a convolution gives."""
+    network cannot take it, as where it calls `view` on what a convolution gives, or torch cannot.
+    """
     device = next(model.parameters()).device
+    if device.type == "cpu" and any(_overflows(each) for each in model.modules()):
+        return torch.contiguous_format
     model.eval()
     inputs = torch.zeros(2, *shape, device=device).contiguous(memory_format=torch.channels_last)
     try:
@@ -23,6 +29,17 @@ def layout_of(model: nn.Module, shape: tuple[int, ...]) -> torch.memory_format:
     finally:
         model.zero_grad()
     return torch.channels_last
+
+
+def _overflows(layer: nn.Module) -> bool:
+    """Whether its weight's gradient would be written past its end: with strides, a few channels in
+    and one weight a kernel (oneDNN issue 6035; fewer channels than a vector has room for)."""
+    return (
+        isinstance(layer, nn.Conv2d)
+        and layer.kernel_size == (1, 1)
+        and layer.stride != (1, 1)
+        and layer.in_channels // layer.groups < WIDEST
+    )
 
 
 @contextmanager
