@@ -1,6 +1,7 @@
 """The joined operation is BatchNorm, addition and clamp: values, gradients and statistics."""
 
 import math
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -144,26 +145,27 @@ def test_tensors_of_the_norm_may_be_others_at_the_next_call():
         torch.testing.assert_close(dict(norm.named_buffers())[name], buffer, msg=name)
 
 
+@pytest.mark.parametrize("way", [made_again, nullcontext])
 @pytest.mark.parametrize("added", [False, True])
-def test_tensors_of_the_norm_may_be_others_when_it_goes_back(added):
+def test_tensors_of_the_norm_may_be_others_when_it_goes_back(added, way):
     """Weights of the same values at another place, as `to` puts them."""
     norm = norm_of(16)
     inputs, upstream = last(torch.randn(4, 16, 8, 8)), last(torch.randn(4, 16, 8, 8))
+    other = last(inputs * 2) if added else None
     found = []
     for moved in (False, True):
         leaf = inputs.clone(memory_format=torch.preserve_format).requires_grad_()
-        with made_again():
-            made = fused.Normalized(norm, *LIMITS["relu"])(
-                leaf, last(inputs * 2) if added else None
-            )
-            out = nn.functional.conv2d(made, torch.ones(16, 16, 1, 1))
-            if moved:
-                for each in norm.parameters():
-                    each.data = each.data.clone()
-                rest = [torch.full((16,), 1e3) for _ in range(200)]
+        weight = torch.ones(16, 16, 1, 1, requires_grad=True)
+        with way():
+            made = fused.Normalized(norm, *LIMITS["relu"])(leaf, other)
+            out = nn.functional.conv2d(made, weight)
+            before = [each.data for each in norm.parameters()] if moved else []
+            for each, old in zip(norm.parameters(), before, strict=moved):
+                each.data = old.clone()
+                old.fill_(1e3)
             out.backward(upstream)
-        found.append(leaf.grad)
-    assert rest and torch.equal(*found)
+        found.append((leaf.grad, weight.grad))
+    assert all(torch.equal(*both) for both in zip(*found, strict=True))
 
 
 def test_a_channel_that_is_constant_and_one_that_is_no_number():

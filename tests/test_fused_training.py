@@ -104,6 +104,7 @@ UNITS = {
     "groups of kernels, 3d": (lambda: nn.Conv3d(16, 5, 2), KSM(granularity="group")),
     "channels": (lambda: nn.Conv2d(17, 8, 3), KSM(granularity="channel")),
     "outputs": (lambda: nn.Linear(37, 9), KSM(granularity="channel")),
+    "parts of one output": (lambda: nn.Linear(36, 1), KSM()),
 }
 
 

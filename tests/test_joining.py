@@ -243,22 +243,23 @@ def test_networks_that_are_not_joined_train_as_they_are(name):
         torch.testing.assert_close(buffer, expected[2][key], rtol=1e-3, atol=1e-4, msg=key)
 
 
-class Still(nn.Module):
-    """A network whose norm is not trained with."""
-
-    def __init__(self):
-        super().__init__()
-        self.norm, self.relu = nn.BatchNorm2d(3), nn.ReLU()
+class More(Chain):
+    """What torch.fx would not note down as it is."""
 
     def forward(self, x):
-        with torch.no_grad():
-            made = self.relu(self.norm(x))
-        return made * x
+        if self.way == "without gradients":
+            with torch.no_grad():
+                return self.relu(self.norm(x)) * x
+        return self.relu(self.norm(x)) * torch.ones(3, 1, 1)
 
 
-def test_parts_without_gradients_are_left_alone(monkeypatch):
+@pytest.mark.parametrize("way", ["without gradients", "with a constant"])
+def test_what_cannot_be_noted_down_is_left_alone(way, monkeypatch):
     monkeypatch.setattr("ksm.joining.KNOWN", ("torch", __name__.partition(".")[0]))
-    assert joined(model := Still().train()) is model
+    model = More(way).train()
+    before = set(vars(model))
+    assert joined(model) is model
+    assert set(vars(model)) == before
 
 
 def test_other_people_s_code_is_left_alone(monkeypatch):

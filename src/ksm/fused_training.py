@@ -52,7 +52,6 @@ def fits(weight: Tensor, score: Tensor, cut: Layout, scaling: Scaling) -> bool:
         and _get_current_dispatch_mode() is None
         and scaling in _ON
         and not cut.transposed_groups
-        and cut.per_unit[0] == 1
         and weight.shape[:2].numel() == score.numel() * cut.per_unit[1]
         and weight.dtype == score.dtype == torch.float32
         and weight.device.type == score.device.type == "cpu"

@@ -166,7 +166,7 @@ def _changes_first(node: fx.Node, parts: dict[str, Any]) -> bool:
         return bool(getattr(_part(node, parts), "inplace", False))
     name = getattr(node.target, "__name__", str(node.target))
     in_place = name.endswith("_") or node.target in _IN_PLACE
-    return in_place or bool(node.kwargs.get("inplace")) or any(each is True for each in node.args)
+    return in_place or bool(node.kwargs.get("inplace"))
 
 
 def _only_user(node: fx.Node) -> fx.Node | None:
