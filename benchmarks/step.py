@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import copy
 from collections.abc import Callable
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from statistics import median
@@ -35,6 +36,7 @@ from ksm.compare.report import table
 from ksm.joining import joined
 from ksm.layout import can_mask
 from ksm.memory import Memory, twice
+from ksm.shortcut import short
 
 NETWORKS: dict[str, Callable[[], nn.Module]] = {
     "resnet18": lambda: resnet18(weights=None),
@@ -158,12 +160,17 @@ def convolutions(backbone: nn.Module, images: Tensor, bf16: bool) -> Step:
 def steps_of(
     backbone: nn.Module,
     size: int,
+    shortcuts: ExitStack,
     batch: int = BATCH,
     device: str = "cpu",
     bf16: bool = False,
     compiled: bool = False,
 ) -> dict[str, Step]:
-    """All steps by name; on a GPU, each waits until it is done."""
+    """All steps by name; on a GPU, each waits until it is done.
+
+    Args:
+        shortcuts: open as long as the steps are used; see `ksm.shortcut`.
+    """
     backbone = backbone.to(device)
     images = torch.randn(batch, 3, size, size, device=device)
     images = images.contiguous(memory_format=torch.channels_last)
@@ -172,6 +179,8 @@ def steps_of(
 
     def ours(method: ksm.Method, compiled: bool = False, memory: Memory = "most") -> Step:
         model = ksm.add_task(backbone, CLASSES, method=method).train()
+        if not compiled:
+            shortcuts.enter_context(short(model))
         optimizer = adam(ksm.parameter_groups(model), fused=True)
         if memory == "most":
             return step_by(model, optimizer, images, compiled=compiled)
@@ -216,6 +225,7 @@ def steps_of(
         "Piggyback": ours(ksm.Piggyback()),
         "BatchNorm and head": ours(ksm.BN()),
         "ksm": ours(ksm.KSM()),
+        "ksm, pointwise 4": ours(ksm.KSM(pointwise=4)),
         "ksm, less memory": ours(ksm.KSM(), memory="less"),
         "ksm, least memory": ours(ksm.KSM(), memory="least"),
         "ksm from layer3": ours(ksm.KSM(mask_from="layer3")),
@@ -304,7 +314,9 @@ def main() -> None:
     given = arguments.parse_args()
     keep_freed_blocks()
     if given.quick:
-        print(line(in_turns(steps_of(NETWORKS["resnet18"]().eval(), 64), given.repeats)))
+        with ExitStack() as shortcuts:
+            steps = steps_of(NETWORKS["resnet18"]().eval(), 64, shortcuts)
+            print(line(in_turns(steps, given.repeats)))
         return
     name = torch.cuda.get_device_name() if given.device == "cuda" else given.device
     found: dict[str, Any] = {"device": name, "batch": given.batch, "seconds": {}, "shares": {}}
@@ -312,10 +324,18 @@ def main() -> None:
     for network, make in NETWORKS.items():
         for size in (64, 128):
             case = f"{network}, {size} pixels"
-            steps = steps_of(
-                make().eval(), size, given.batch, given.device, given.bf16, given.compile
-            )
-            times = found["seconds"][case] = in_turns(steps, given.repeats)
+            with ExitStack() as shortcuts:
+                steps = steps_of(
+                    make().eval(),
+                    size,
+                    shortcuts,
+                    given.batch,
+                    given.device,
+                    given.bf16,
+                    given.compile,
+                )
+                times = found["seconds"][case] = in_turns(steps, given.repeats)
+                part = shares(steps["ksm"]) if given.device == "cpu" else {}
             rows = [
                 [step, ms(each, ".1f"), *(over(each, times[rival]) for rival in RIVALS)]
                 for step, each in times.items()
@@ -325,8 +345,8 @@ def main() -> None:
                 f"## {case}\n\n{table(head, rows)}\n\n`{line(times)}`; overhead "
                 f"{spread(overhead(times))}."
             )
-            if given.device == "cpu":
-                part = found["shares"][case] = shares(steps["ksm"])
+            if part:
+                found["shares"][case] = part
                 goes = ", ".join(f"{kind} {100 * share:.0f} %" for kind, share in part.items())
                 text += f"\n\nWhere ksm's step goes (torch's profiler): {goes}."
             texts.append(text)

@@ -75,28 +75,40 @@ def masked(weight: Tensor, score: Tensor, **settings: Unpack[Settings]) -> Tenso
     Args:
         weight, score: of a layer that `fits`.
     """
-    tau, slope = settings["tau"], settings["beta"] / settings["temperature"]
-    scaling = settings["scaling"]
-    alpha = 0.0 if scaling == "none" else settings["alpha"]
-    made = _Masked.apply(score, weight, (tau, slope, alpha, *_ON[scaling]))
-    assert isinstance(made, Tensor)
-    return made
+    return Masked(weight, score)(**settings)
+
+
+class Masked:
+    """`masked` of one layer, as often as it is called.
+
+    Args:
+        weight, score: of a layer that `fits` at each call.
+    """
+
+    def __init__(self, weight: Tensor, score: Tensor) -> None:
+        self.weight, self.score = weight, score
+        self.settings: Settings | None = None
+
+    def __call__(self, **settings: Unpack[Settings]) -> Tensor:
+        if settings != self.settings:
+            self.settings, self.layer = settings, _Layer.of(self.weight, self.score, settings)
+        made = _Masked.apply(self.score, self.weight, self.layer)
+        assert isinstance(made, Tensor)
+        return made
 
 
 class _Masked(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, score: Tensor, weight: Tensor, settings: tuple[float, ...]) -> Tensor:
+    def forward(ctx: Any, score: Tensor, weight: Tensor, layer: _Layer) -> Tensor:
         ctx.save_for_backward(score, weight)
-        ctx.settings = settings
-        made = torch.empty_like(weight)
-        _run((_find, _multiply), score, weight, made, made, settings)
+        ctx.layer = layer
 
         def again() -> Tensor:
             made = torch.empty_like(weight)
-            _run((_find, _multiply), score, weight, made, made, settings)
+            layer.run((_find, _multiply), score, weight, made, made)
             return made
 
-        can_be_made_again(made, again, score, weight)
+        can_be_made_again(made := again(), again, score, weight)
         return made
 
     @staticmethod
@@ -107,7 +119,7 @@ class _Masked(torch.autograd.Function):
         weight, gradient = (each.contiguous(memory_format=order) for each in (weight, *gradients))
         score = score.contiguous()
         made = torch.empty_like(score)
-        _run((_differentiate,), score, weight, gradient, made, ctx.settings)
+        ctx.layer.run((_differentiate,), score, weight, gradient, made)
         return made, None, None
 
 
@@ -123,38 +135,35 @@ class _Layer(ctypes.Structure):
         ("high", ctypes.c_int32 * PARTS),
     )
 
+    @classmethod
+    def of(cls, weight: Tensor, score: Tensor, settings: Settings) -> _Layer:
+        outputs, inputs = score.shape[:2]
+        layer = cls(outputs=outputs, inputs=inputs, size=weight.numel() // score.numel())
+        layer.parts = max(1, min(weight.numel() // PART, PARTS, outputs))
+        scaling = settings["scaling"]
+        layer.tau, layer.slope = settings["tau"], settings["beta"] / settings["temperature"]
+        layer.alpha = 0.0 if scaling == "none" else settings["alpha"]
+        layer.on_low, layer.on_high = _ON[scaling]
+        return layer
+
+    def run(
+        self,
+        works: tuple[Any, ...],
+        score: Tensor,
+        weight: Tensor,
+        gradient: Tensor,
+        made: Tensor,
+    ) -> None:
+        self.score, self.weight = score.data_ptr(), weight.data_ptr()
+        self.gradient, self.made = gradient.data_ptr(), made.data_ptr()
+        self.apart = self.size == 1 or not weight.is_contiguous()
+        threads = torch.get_num_threads() if self.parts > 1 else 1  # OpenMP ends those left out
+        for work in works:
+            self.next = 0
+            in_threads(work.address, ctypes.addressof(self), threads)
+
 
 _LAYER = np.dtype(_Layer)
-
-
-def _run(
-    works: tuple[Any, ...],
-    score: Tensor,
-    weight: Tensor,
-    gradient: Tensor,
-    made: Tensor,
-    settings: tuple[float, ...],
-) -> None:
-    outputs, inputs = score.shape[:2]
-    size = weight.numel() // score.numel()
-    parts = max(1, min(weight.numel() // PART, PARTS, outputs))
-    layer = _Layer(
-        0,
-        parts,
-        outputs,
-        inputs,
-        size,
-        size == 1 or not weight.is_contiguous(),
-        score.data_ptr(),
-        weight.data_ptr(),
-        gradient.data_ptr(),
-        made.data_ptr(),
-        *settings,
-    )
-    threads = torch.get_num_threads() if parts > 1 else 1  # OpenMP ends those that it is not given
-    for work in works:
-        layer.next = 0
-        in_threads(work.address, ctypes.addressof(layer), threads)
 
 
 # What follows is compiled. Its numbers are float32: a constant of another kind would widen them.

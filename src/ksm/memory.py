@@ -21,6 +21,7 @@ from torch.utils.checkpoint import checkpoint
 from ksm.again import made_again
 from ksm.errors import KsmError
 from ksm.joining import joined
+from ksm.shortcut import short
 
 Memory = Literal["most", "less", "least"]
 MEMORIES: tuple[Memory, ...] = get_args(Memory)
@@ -33,14 +34,15 @@ def within(model: nn.Module, memory: Memory) -> Generator[Callable[[Tensor], Ten
     Raises:
         KsmError: `least`, and it has no blocks, or one changes its input in place.
     """
-    if memory == "less":
-        with made_again():
-            yield joined(model)
-    elif memory == "least":
-        with twice(model):
+    with short(model):
+        if memory == "less":
+            with made_again():
+                yield joined(model)
+        elif memory == "least":
+            with twice(model):
+                yield model
+        else:
             yield model
-    else:
-        yield model
 
 
 @contextmanager

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -155,6 +155,11 @@ class LayerMask(nn.Module):
     def is_random(self) -> bool:
         """Whether the mask is another one each time."""
         return False
+
+    def shortcut(self, weight: Tensor) -> Callable[[], Tensor] | None:
+        """What gives `self(weight)` at less cost a call, as long as the model trains and lies where
+        it is; None where there is nothing."""
+        return None
 
     def forward(self, weight: Tensor) -> Tensor:
         def masked() -> Tensor:

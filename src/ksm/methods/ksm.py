@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -172,11 +172,22 @@ class SoftMask(ScoreMask):
             self.temperature.fill_(m.temperature * (m.temperature_end / m.temperature) ** share)
 
     def forward(self, weight: Tensor) -> Tensor:
-        if self._is_direct() and (fused := fast("fused_training")):
-            settings = self._settings()
-            if fused.fits(weight, self.score, self.layout, settings["scaling"]):
-                return fused.masked(weight, self.score, **settings)
+        if fused := self._fused(weight):
+            return fused.masked(weight, self.score, **self._settings())
         return super().forward(weight)
+
+    def shortcut(self, weight: Tensor) -> Callable[[], Tensor] | None:
+        fused = self._fused(weight)
+        if not fused:
+            return None
+        masked = fused.Masked(weight, self.score)
+        return lambda: self(weight) if self._is_rounded() else masked(**self._settings())
+
+    def _fused(self, weight: Tensor) -> Any:
+        """`ksm.fused_training` where it can make the masked weight, else None."""
+        fused = fast("fused_training") if self._is_direct() else None
+        scaling = self.method.scaling
+        return fused if fused and fused.fits(weight, self.score, self.layout, scaling) else None
 
     def mask(self) -> Tensor:
         if self._is_direct():
