@@ -12,8 +12,8 @@ from __future__ import annotations
 
 import argparse
 import copy
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Generator
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
 from statistics import median
@@ -157,29 +157,28 @@ def convolutions(backbone: nn.Module, images: Tensor, bf16: bool) -> Step:
     return step
 
 
+@contextmanager
 def steps_of(
     backbone: nn.Module,
     size: int,
-    shortcuts: ExitStack,
     batch: int = BATCH,
     device: str = "cpu",
     bf16: bool = False,
     compiled: bool = False,
-) -> dict[str, Step]:
-    """All steps by name; on a GPU, each waits until it is done.
-
-    Args:
-        shortcuts: open as long as the steps are used; see `ksm.shortcut`.
-    """
+) -> Generator[dict[str, Step]]:
+    """All steps by name; on a GPU, each waits until it is done."""
+    shortcuts = ExitStack()  # as training has them
     backbone = backbone.to(device)
     images = torch.randn(batch, 3, size, size, device=device)
     images = images.contiguous(memory_format=torch.channels_last)
     adam, sgd = torch.optim.Adam, torch.optim.SGD
     step_by = partial(step_of, bf16=bf16)
 
-    def ours(method: ksm.Method, compiled: bool = False, memory: Memory = "most") -> Step:
+    def ours(
+        method: ksm.Method, compiled: bool = False, memory: Memory = "most", shortcut: bool = True
+    ) -> Step:
         model = ksm.add_task(backbone, CLASSES, method=method).train()
-        if not compiled:
+        if shortcut and not compiled:
             shortcuts.enter_context(short(model))
         optimizer = adam(ksm.parameter_groups(model), fused=True)
         if memory == "most":
@@ -225,6 +224,7 @@ def steps_of(
         "Piggyback": ours(ksm.Piggyback()),
         "BatchNorm and head": ours(ksm.BN()),
         "ksm": ours(ksm.KSM()),
+        "ksm, no shortcut": ours(ksm.KSM(), shortcut=False),
         "ksm, pointwise 4": ours(ksm.KSM(pointwise=4)),
         "ksm, less memory": ours(ksm.KSM(), memory="less"),
         "ksm, least memory": ours(ksm.KSM(), memory="least"),
@@ -239,7 +239,8 @@ def steps_of(
         optimizer = adam(built.parameters(), **rate)
         steps["fine-tuning, Adam, compiled"] = step_by(built, optimizer, images, compiled=True)
         steps["ksm, compiled"] = ours(ksm.KSM(), compiled=True)
-    return {name: waited(step) for name, step in steps.items()} if images.is_cuda else steps
+    with shortcuts:
+        yield {name: waited(step) for name, step in steps.items()} if images.is_cuda else steps
 
 
 def waited(step: Step) -> Step:
@@ -314,8 +315,7 @@ def main() -> None:
     given = arguments.parse_args()
     keep_freed_blocks()
     if given.quick:
-        with ExitStack() as shortcuts:
-            steps = steps_of(NETWORKS["resnet18"]().eval(), 64, shortcuts)
+        with steps_of(NETWORKS["resnet18"]().eval(), 64) as steps:
             print(line(in_turns(steps, given.repeats)))
         return
     name = torch.cuda.get_device_name() if given.device == "cuda" else given.device
@@ -324,16 +324,9 @@ def main() -> None:
     for network, make in NETWORKS.items():
         for size in (64, 128):
             case = f"{network}, {size} pixels"
-            with ExitStack() as shortcuts:
-                steps = steps_of(
-                    make().eval(),
-                    size,
-                    shortcuts,
-                    given.batch,
-                    given.device,
-                    given.bf16,
-                    given.compile,
-                )
+            with steps_of(
+                make().eval(), size, given.batch, given.device, given.bf16, given.compile
+            ) as steps:
                 times = found["seconds"][case] = in_turns(steps, given.repeats)
                 part = shares(steps["ksm"]) if given.device == "cpu" else {}
             rows = [

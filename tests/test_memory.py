@@ -108,7 +108,10 @@ class InPlace(Block):
 def test_a_block_that_changes_its_input_is_told():
     model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.Sequential(InPlace(), InPlace()))
     images = torch.randn(2, 3, 8, 8)
-    with pytest.raises(KsmError, match="a InPlace changes its input in place"), twice(model):
+    with (
+        pytest.raises(KsmError, match="the block InPlace changes its input in place"),
+        twice(model),
+    ):
         model(images)
 
 

@@ -2,6 +2,8 @@
 
 import dataclasses
 import json
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -591,6 +593,27 @@ def test_strides_over_few_channels_are_not_trained_channels_last(channels):
         network = nn.Sequential(layer, nn.BatchNorm2d(8))
         expected = torch.contiguous_format if overflows else torch.channels_last
         assert layout_of(network, (layer.in_channels, 8, 8)) == expected
+
+
+STRIDED = """
+import torch, ksm
+from torch import nn
+from ksm.order import layout_of, ordered
+model = ksm.add_task(nn.Sequential(nn.Conv2d(3, 48, 1, 2), nn.Flatten(), nn.Linear(48, 2)), 2)
+model = model.train()
+order = layout_of(model, (3, 1, 1))
+images = torch.randn(2, 3, 64, 64).contiguous(memory_format=order)
+kept = []
+with ordered(model, order):
+    for _ in range(30):
+        model[0](images).sum().backward()
+        kept.append(torch.empty(144))
+"""
+
+
+def test_such_a_network_is_trained_to_the_end():
+    """In a process of its own: what torch does there is not an exception."""
+    subprocess.run([sys.executable, "-c", STRIDED], check=True, timeout=120)
 
 
 def test_weights_have_that_order_in_each_step_of_training(colours):

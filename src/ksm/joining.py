@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import operator
 from collections import Counter
+from functools import partialmethod
 from typing import Any
 
 import torch
@@ -108,16 +109,13 @@ def _join(graph: fx.Graph, node: fx.Node, norm: nn.BatchNorm2d, parts: dict[str,
 class _Proxy(fx.Proxy):
     """Tells `x += y` from `x = x + y`, which torch.fx does not."""
 
-
-def _in_place(function: Any) -> Any:
-    def recorded(self: fx.Proxy, other: Any) -> fx.Proxy:
+    def _note(self, function: Any, other: Any) -> fx.Proxy:
         return self.tracer.create_proxy("call_function", function, (self, other), {})
 
-    return recorded
-
-
-for _function in _IN_PLACE:
-    setattr(_Proxy, f"__{_function.__name__}__", _in_place(_function))
+    __iadd__ = partialmethod(_note, operator.iadd)
+    __isub__ = partialmethod(_note, operator.isub)
+    __imul__ = partialmethod(_note, operator.imul)
+    __itruediv__ = partialmethod(_note, operator.itruediv)
 
 
 class _Tracer(fx.Tracer):

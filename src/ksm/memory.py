@@ -112,8 +112,8 @@ def _twice(block: nn.Module, forward: Callable[..., Any], *args: Any, **kwargs: 
     )
     if [each._version for each in given] != before:
         raise KsmError(
-            f"a {type(block).__name__} changes its input in place, and would do so again when it "
-            "is computed twice: choose memory less"
+            f"the block {type(block).__name__} changes its input in place, and would do so again "
+            "when it is computed twice: choose memory less"
         )
     return made
 

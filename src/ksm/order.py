@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 WIDEST = 16
-"""Numbers in the longest vector of a processor."""
+"""float32 numbers in the longest vector of a processor."""
 
 
 def layout_of(model: nn.Module, shape: tuple[int, ...]) -> torch.memory_format:

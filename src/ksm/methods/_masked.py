@@ -157,8 +157,8 @@ class LayerMask(nn.Module):
         return False
 
     def shortcut(self, weight: Tensor) -> Callable[[], Tensor] | None:
-        """What gives `self(weight)` at less cost a call, as long as the model trains and lies where
-        it is; None where there is nothing."""
+        """What gives `self(weight)` at less cost a call, as long as the layer keeps its parameters
+        and their order in memory; None where there is nothing."""
         return None
 
     def forward(self, weight: Tensor) -> Tensor:
