@@ -5,7 +5,7 @@ All steps have the same network, batch, precision, threads, memory allocator, ki
 `ksm learn`). Writes results/speed/step.{json,md}, or what --out says; with --quick one network at
 one size, and nothing is written. On a GPU, for instance:
 
-    python benchmarks/step.py --device cuda --batch 256 --bf16 --compile --out step-gpu
+    python benchmarks/step.py --device cuda --batch 256 --bf16 --graphs --out step-gpu
 """
 
 from __future__ import annotations
@@ -37,6 +37,7 @@ from ksm.joining import joined
 from ksm.layout import can_mask
 from ksm.memory import Memory, twice
 from ksm.shortcut import short
+from ksm.together import together
 
 NETWORKS: dict[str, Callable[[], nn.Module]] = {
     "resnet18": lambda: resnet18(weights=None),
@@ -165,13 +166,19 @@ def steps_of(
     device: str = "cpu",
     bf16: bool = False,
     compiled: bool = False,
+    graphs: bool = False,
 ) -> Generator[dict[str, Step]]:
-    """All steps by name; on a GPU, each waits until it is done."""
+    """All steps by name; on a GPU, each waits until it is done.
+
+    Args:
+        graphs: each step as one CUDA graph, where it can be.
+    """
     shortcuts = ExitStack()  # as training has them
     backbone = backbone.to(device)
     images = torch.randn(batch, 3, size, size, device=device)
     images = images.contiguous(memory_format=torch.channels_last)
-    adam, sgd = torch.optim.Adam, torch.optim.SGD
+    adam = partial(torch.optim.Adam, fused=True, capturable=graphs)
+    sgd = partial(torch.optim.SGD, fused=True)
     step_by = partial(step_of, bf16=bf16)
 
     def ours(
@@ -180,7 +187,9 @@ def steps_of(
         model = ksm.add_task(backbone, CLASSES, method=method).train()
         if shortcut and not compiled:
             shortcuts.enter_context(short(model))
-        optimizer = adam(ksm.parameter_groups(model), fused=True)
+            if memory == "most":
+                shortcuts.enter_context(together(model))
+        optimizer = adam(ksm.parameter_groups(model))
         if memory == "most":
             return step_by(model, optimizer, images, compiled=compiled)
 
@@ -211,7 +220,7 @@ def steps_of(
         with torch.no_grad(), torch.autocast(images.device.type, torch.bfloat16, enabled=bf16):
             frozen(images)
 
-    rate = {"lr": 1e-4, "fused": True}
+    rate = {"lr": 1e-4}
     steps: dict[str, Step] = {
         "fine-tuning, Adam": step_by(tuned, adam(tuned.parameters(), **rate), images),
         "fine-tuning, SGD": step_by(
@@ -240,7 +249,30 @@ def steps_of(
         steps["fine-tuning, Adam, compiled"] = step_by(built, optimizer, images, compiled=True)
         steps["ksm, compiled"] = ours(ksm.KSM(), compiled=True)
     with shortcuts:
-        yield {name: waited(step) for name, step in steps.items()} if images.is_cuda else steps
+        if images.is_cuda:
+            steps = {
+                name: waited(captured(step) if graphs and name not in UNCAPTURED else step)
+                for name, step in steps.items()
+            }
+        yield steps
+
+
+UNCAPTURED = ("released rule", "fine-tuning, Adam, compiled", "ksm, compiled")
+"""Steps that cannot be a CUDA graph, since they read numbers into Python, or are one already."""
+
+
+def captured(step: Step) -> Step:
+    """The step as one CUDA graph."""
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for _ in range(3):
+            step()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        step()
+    return graph.replay
 
 
 def waited(step: Step) -> Step:
@@ -263,34 +295,51 @@ def overhead(times: Times) -> list[float]:
 
 
 KINDS = {
-    "convolutions, forward": ("aten::mkldnn_convolution", "aten::_slow_conv2d_forward"),
+    "convolutions, forward": (
+        "aten::mkldnn_convolution", "aten::_slow_conv2d_forward", "aten::cudnn_convolution",
+    ),
     "convolutions, backward": ("aten::convolution_backward",),
-    "BatchNorm": ("aten::native_batch_norm", "aten::native_batch_norm_backward"),
+    "BatchNorm": (
+        "aten::native_batch_norm", "aten::native_batch_norm_backward", "aten::cudnn_batch_norm",
+        "aten::cudnn_batch_norm_backward",
+    ),
     "ReLU, pooling, additions": (
         "aten::threshold_backward", "aten::clamp_min_", "aten::relu_", "aten::add_",
         "aten::max_pool2d_with_indices", "aten::max_pool2d_with_indices_backward",
     ),
     "masks": (
-        "_Masked", "_MaskedBackward", "_SoftMask", "_SoftMaskBackward", "aten::mul", "aten::sub",
-        "aten::ge", "aten::lerp_", "aten::sigmoid_", "aten::sigmoid_backward", "aten::amin",
-        "aten::amax", "aten::div_", "aten::add", "aten::mul_", "aten::sum",
+        "_Masked", "_MaskedBackward", "_AllMasked", "_AllMaskedBackward", "_SoftMask",
+        "_SoftMaskBackward", "aten::mul", "aten::sub", "aten::ge", "aten::lerp_", "aten::sigmoid_",
+        "aten::sigmoid_backward", "aten::amin", "aten::amax", "aten::div_", "aten::add",
+        "aten::mul_", "aten::sum", "aten::_foreach_copy_",
     ),
     "optimizer": ("aten::_fused_adam_", "Optimizer.step#Adam.step"),
 }  # fmt: skip
 
 
-def shares(step: Step) -> dict[str, float]:
-    """Where a step's time goes, by kind of operation, as torch's profiler sees it."""
-    with profile(activities=[ProfilerActivity.CPU]) as seen:
+def shares(step: Step, cuda: bool) -> dict[str, float]:
+    """Where a step's time goes, by kind of operation, as torch's profiler sees it; on a GPU, the
+    GPU's."""
+    with profile(
+        activities=[ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if cuda else [])]
+    ) as seen:
         for _ in range(5):
             step()
-    events = {event.key: event.self_cpu_time_total for event in seen.key_averages()}
+    events = {
+        event.key: event.self_device_time_total if cuda else event.self_cpu_time_total
+        for event in seen.key_averages()
+        if not cuda or event.device_type.name == "CPU"
+    }
     total = sum(events.values())
     found = {kind: sum(events.get(key, 0) for key in keys) for kind, keys in KINDS.items()}
     found["the rest"] = total - sum(found.values())
     return {kind: spent / total for kind, spent in found.items()}
 
 
+GRAPHS = (
+    "Each step is one CUDA graph, replayed, but for that of the released rule, which reads numbers "
+    "into Python and so cannot be one. "
+)
 RIVALS = ("fine-tuning, Adam", "released rule", "convolutions")
 
 
@@ -311,6 +360,9 @@ def main() -> None:
     arguments.add_argument("--batch", type=int, default=BATCH)
     arguments.add_argument("--bf16", action="store_true")
     arguments.add_argument("--compile", action="store_true")
+    arguments.add_argument("--graphs", action="store_true", help="steps as CUDA graphs")
+    arguments.add_argument("--networks", nargs="+", default=list(NETWORKS), choices=list(NETWORKS))
+    arguments.add_argument("--sizes", nargs="+", type=int, default=[64, 128])
     arguments.add_argument("--out", type=Path, default=Path("results/speed/step"))
     given = arguments.parse_args()
     keep_freed_blocks()
@@ -322,14 +374,15 @@ def main() -> None:
     name = torch.cuda.get_device_name() if given.device == "cuda" else given.device
     found: dict[str, Any] = {"device": name, "batch": given.batch, "seconds": {}, "shares": {}}
     texts: list[str] = []
-    for network, make in NETWORKS.items():
-        for size in (64, 128):
+    for network in given.networks:
+        for size in given.sizes:
             case = f"{network}, {size} pixels"
             with steps_of(
-                make().eval(), size, given.batch, given.device, given.bf16, given.compile
-            ) as steps:
+                NETWORKS[network]().eval(), size, given.batch, given.device, given.bf16,
+                given.compile, given.graphs,
+            ) as steps:  # fmt: skip
                 times = found["seconds"][case] = in_turns(steps, given.repeats)
-                part = shares(steps["ksm"]) if given.device == "cpu" else {}
+                part = {} if given.graphs else shares(steps["ksm"], given.device == "cuda")
             rows = [
                 [step, ms(each, ".1f"), *(over(each, times[rival]) for rival in RIVALS)]
                 for step, each in times.items()
@@ -347,12 +400,12 @@ def main() -> None:
     about = (
         f"# A training step\n\nOn {name}: {given.batch} images, "
         f"{'bf16 (autocast)' if given.bf16 else 'float32'}; median and middle half of "
-        f"{given.repeats} turns. All in channels-last order but where said, all with torch's fused "
-        "optimizers, all in a process that keeps the memory that it frees. `released rule`: KSM "
-        "with the published min-max, written as plain autograd; `no masks`: the same network with "
-        "plain weights that get gradients but are not stepped; `convolutions`: their forward, "
-        "input gradient and weight gradient alone. Overhead: what ksm's step takes more than "
-        "`no masks`, over `convolutions`."
+        f"{given.repeats} turns. {GRAPHS if given.graphs else ''}All in channels-last order but "
+        "where said, all with torch's fused optimizers, all in a process that keeps the memory "
+        "that it frees. `released rule`: KSM with the published min-max, written as plain "
+        "autograd; `no masks`: the same network with plain weights that get gradients but are not "
+        "stepped; `convolutions`: their forward, input gradient and weight gradient alone. "
+        "Overhead: what ksm's step takes more than `no masks`, over `convolutions`."
     )
     write(given.out, found, "\n\n".join([about, *texts]))
 

@@ -1,3 +1,4 @@
+import os
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,8 @@ from ksm import _torchvision as _torchvision
 from ksm.data.preprocess import Preprocess
 
 torch.set_num_threads(1)
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"
 
 
 class Tiny(nn.Module):

@@ -17,11 +17,11 @@ from ksm.shortcut import short
 needs_numba = pytest.mark.skipif(fast("fused_training") is None, reason="numba is not installed")
 
 
-def masked(method=None, make=lambda: nn.Conv2d(8, 6, 3)):
+def masked(method=None, make=lambda: nn.Conv2d(8, 6, 3), device="cpu"):
     """A network of two such layers with random scores."""
     torch.manual_seed(0)
     backbone = nn.Sequential(make(), nn.ReLU(), nn.Conv2d(6, 8, 1), nn.Flatten(), nn.Linear(72, 4))
-    model = ksm.add_task(backbone, 3, method=method or KSM(), head="4").train()
+    model = ksm.add_task(backbone.to(device), 3, method=method or KSM(), head="4").train()
     for module in model.modules():
         if isinstance(module, SoftMask):
             nn.init.normal_(module.score, 5e-3, 5e-3)
@@ -32,7 +32,7 @@ def step(model):
     for parameter in model.parameters():
         parameter.grad = None
     torch.manual_seed(1)
-    out = model(torch.randn(2, 8, 5, 5))
+    out = model(torch.randn(2, 8, 5, 5).to(next(model.parameters()).device))
     out.square().sum().backward()
     return out, [p.grad for p in model.parameters() if p.grad is not None]
 

@@ -22,6 +22,7 @@ from ksm.again import made_again
 from ksm.errors import KsmError
 from ksm.joining import joined
 from ksm.shortcut import short
+from ksm.together import together
 
 Memory = Literal["most", "less", "least"]
 MEMORIES: tuple[Memory, ...] = get_args(Memory)
@@ -42,7 +43,8 @@ def within(model: nn.Module, memory: Memory) -> Generator[Callable[[Tensor], Ten
             with twice(model):
                 yield model
         else:
-            yield model
+            with together(model):
+                yield model
 
 
 @contextmanager

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -181,13 +181,28 @@ class SoftMask(ScoreMask):
         if not fused:
             return None
         masked = fused.Masked(weight, self.score)
-        return lambda: self(weight) if self._is_rounded() else masked(**self._settings())
+        return lambda: self(weight) if self.is_rounded() else masked(**self._settings())
 
     def _fused(self, weight: Tensor) -> Any:
         """`ksm.fused_training` where it can make the masked weight, else None."""
         fused = fast("fused_training") if self._is_direct() else None
         scaling = self.method.scaling
         return fused if fused and fused.fits(weight, self.score, self.layout, scaling) else None
+
+    def on_gpu(self, weight: Tensor) -> Any:
+        """A `ksm.fused_gpu.Layer` where its kernels can make the masked weight, else None."""
+        exact = not self.method.noise and not isinstance(self.alpha, Tensor)
+        fused = fast("fused_gpu") if exact else None
+        if not fused or self.method.scaling not in fused.SCALINGS:
+            return None
+        layer = fused.Layer(weight, self.score, self.temperature, self.layout)
+        return layer if layer.fits() else None
+
+    def all_on_gpu(self, layers: Sequence[Any]) -> Callable[[], Sequence[Tensor]]:
+        """What makes the masked weights of such layers, all with masks of this method."""
+        m = self.method
+        fused: Any = fast("fused_gpu")
+        return fused.AllMasked(layers, beta=m.beta, tau=m.tau, alpha=m.alpha, scaling=m.scaling)
 
     def mask(self) -> Tensor:
         if self._is_direct():
@@ -202,19 +217,20 @@ class SoftMask(ScoreMask):
             alpha=self.alpha,
             scaling=m.scaling,
             noise=noise,
-            values=m.level_values if self._is_rounded() else None,
+            values=m.level_values if self.is_rounded() else None,
         )
 
     def is_random(self) -> bool:
         return self.method.noise and self.training
 
-    def _is_rounded(self) -> bool:
+    def is_rounded(self) -> bool:
+        """Whether the mask has the values that a task file tells apart."""
         return self.rounds or not self.training
 
     def _is_direct(self) -> bool:
         """Whether `ksm.direct` can make the mask."""
         return (
-            not self._is_rounded()
+            not self.is_rounded()
             and not self.method.noise
             and not isinstance(self.alpha, Tensor)
             and (self.score.device.type, self.score.dtype) == ("cpu", torch.float32)
