@@ -4,6 +4,9 @@ On a GPU where there is one, else in Triton's interpreter, which runs the same k
 """
 
 import math
+import os
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -156,3 +159,38 @@ def test_what_does_not_fit(name):
     cut = layout(module, granularity)
     score = nn.Parameter(torch.zeros(cut.units))
     assert not fused.Layer(module.weight, score, torch.tensor(1.0), cut).fits()
+
+
+COMPILE = """
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from ksm import fused_gpu
+
+POINTERS = {"table": "*i64", "layers": "*i32"}
+NUMBERS = ("tau", "beta", "alpha", "on_low", "on_high")
+for kernel in (fused_gpu._find, fused_gpu._multiply, fused_gpu._differentiate):
+    for kind in ("fp32", "bf16", "fp16"):
+        signature = {
+            name: "constexpr" if name == "PART" else "fp32" if name in NUMBERS
+            else POINTERS.get(name, "*" + kind)
+            for name in kernel.arg_names
+        }
+        source = ASTSource(kernel, signature, constexprs={"PART": fused_gpu.PART})
+        assert triton.compile(source, target=GPUTarget("cuda", 80, 32)).asm["cubin"]
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="Triton compiles on Linux")
+def test_the_kernels_compile_for_a_gpu_where_there_is_none(tmp_path):
+    """The interpreter takes more than the compiler does."""
+    environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
+    done = subprocess.run(
+        [sys.executable, "-c", COMPILE],
+        env={**environment, "TRITON_CACHE_DIR": str(tmp_path)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr

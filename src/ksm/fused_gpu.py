@@ -8,6 +8,8 @@ Each program of a kernel does `PART` units of one layer; where its numbers lie i
 is never in memory.
 """
 
+# pyright: reportMissingParameterType=false, reportUnknownParameterType=false
+
 from __future__ import annotations
 
 import math
@@ -204,7 +206,8 @@ def _on(device: torch.device) -> Any:
 
 _jit: Any = triton.jit
 
-# What follows is compiled. The columns of a table, of which each layer has a row:
+# What follows is compiled; Triton wants no annotations. The columns of a table, of which each layer
+# has a row:
 
 _SCORE, _WEIGHT, _TEMPERATURE = (tl.constexpr(at) for at in range(3))
 """Addresses."""
@@ -223,7 +226,7 @@ _COLUMNS = tl.constexpr(17)
 
 
 @_jit
-def _units(table: Any, layers: Any, PART: tl.constexpr) -> Any:
+def _units(table, layers, PART: tl.constexpr):
     """A program's row in the table, its units, which of them are there, and their scores."""
     part = tl.program_id(0)
     row = table + _COLUMNS * tl.load(layers + part)
@@ -234,16 +237,7 @@ def _units(table: Any, layers: Any, PART: tl.constexpr) -> Any:
 
 
 @_jit
-def _find(
-    table: Any,
-    layers: Any,
-    lows: Any,
-    highs: Any,
-    tau: Any,
-    on_low: Any,
-    on_high: Any,
-    PART: tl.constexpr,
-) -> None:
+def _find(table, layers, lows, highs, tau, on_low, on_high, PART: tl.constexpr):
     """The range of the off scores of each part."""
     _, _, inside, score = _units(table, layers, PART)
     on = score >= tau
@@ -254,16 +248,7 @@ def _find(
 
 
 @_jit
-def _multiply(
-    table: Any,
-    layers: Any,
-    lows: Any,
-    highs: Any,
-    made: Any,
-    tau: Any,
-    alpha: Any,
-    PART: tl.constexpr,
-) -> None:
+def _multiply(table, layers, lows, highs, made, tau, alpha, PART: tl.constexpr):
     """The weights by their factors."""
     row, unit, inside, score = _units(table, layers, PART)
     first, parts = tl.load(row + _FIRST), tl.load(row + _PARTS)
@@ -289,9 +274,7 @@ def _multiply(
 
 
 @_jit
-def _differentiate(
-    table: Any, layers: Any, gradients: Any, made: Any, tau: Any, beta: Any, PART: tl.constexpr
-) -> None:
+def _differentiate(table, layers, gradients, made, tau, beta, PART: tl.constexpr):
     """The gradient of the scores from that of the masked weights."""
     row, unit, inside, score = _units(table, layers, PART)
     weights = tl.load(row + _WEIGHT).to(tl.pointer_type(tl.float32))
@@ -309,7 +292,7 @@ def _differentiate(
 
 
 @_jit
-def _cut(row: Any) -> Any:
+def _cut(row):
     """How many weights a unit has, and what `_place` needs."""
     high, wide = tl.load(row + _HIGH).to(tl.int32), tl.load(row + _WIDE).to(tl.int32)
     size = tl.load(row + _SIZE).to(tl.int32)
@@ -323,7 +306,7 @@ def _cut(row: Any) -> Any:
 
 
 @_jit
-def _place(cut: Any, unit: Any, inside: Any, n: Any) -> Any:
+def _place(cut, unit, inside, n):
     """Where the n-th weight of each unit lies in its layer, and whether it is there."""
     across, high, wide, size, outputs, inputs, by_output, by_input, by_weight = cut
     output = unit // across * high + n // size // wide
