@@ -150,6 +150,20 @@ def test_training_takes_it_where_nothing_is_saved(memory):
     assert_close(found, expected)
 
 
+def test_where_triton_cannot_compile(monkeypatch):
+    def fail(*_):
+        raise RuntimeError("Failed to find C compiler")
+
+    fused.works.cache_clear()
+    with monkeypatch.context() as patch:
+        patch.setattr(fused._AllMasked, "forward", fail)
+        model = masked()
+        expected = step(model)
+        with together(model):
+            assert_close(step(model), expected)
+    fused.works.cache_clear()
+
+
 class Block(nn.Module):
     def __init__(self):
         super().__init__()

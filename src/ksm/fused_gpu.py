@@ -12,6 +12,7 @@ is never in memory.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -87,6 +88,20 @@ class Layer:
         per_unit = *self.cut.per_unit, size
         return (self.score.numel(), self.score.shape[1], outputs, inputs, *per_unit,
                 inputs * size, *steps)  # fmt: skip
+
+
+@functools.cache
+def works(device: torch.device) -> bool:
+    """Whether Triton can compile for the device: it needs a C compiler too."""
+    score = nn.Parameter(torch.ones(1, 1, device=device))
+    cut = Layout((1, 1), (1, 1), (1, 1))
+    layer = Layer(torch.ones(1, 1, device=device), score, torch.ones((), device=device), cut)
+    try:
+        (made,) = AllMasked([layer], beta=1.0, tau=0.0, alpha=0.5, scaling="minmax")()
+        made.sum().backward()
+        return score.grad is not None and score.grad.isfinite().all().item() is True
+    except Exception:
+        return False
 
 
 class AllMasked:

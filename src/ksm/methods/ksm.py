@@ -193,7 +193,7 @@ class SoftMask(ScoreMask):
         """A `ksm.fused_gpu.Layer` where its kernels can make the masked weight, else None."""
         exact = not self.method.noise and not isinstance(self.alpha, Tensor)
         fused = fast("fused_gpu") if exact else None
-        if not fused or self.method.scaling not in fused.SCALINGS:
+        if not fused or self.method.scaling not in fused.SCALINGS or not fused.works(weight.device):
             return None
         layer = fused.Layer(weight, self.score, self.temperature, self.layout)
         return layer if layer.fits() else None
