@@ -491,6 +491,8 @@ OPTIONS = [
     (["--limit", "1"], "limit is 1"),
     (["--memory", "little"], "memory 'little': expected one of most, less, least"),
     (["--memory", "least", "--compile"], "memory 'least' and compile do not go together"),
+    (["--memory", "less", "--graph"], "memory 'less' and graph do not go together"),
+    (["--compile", "--graph"], "compile and graph do not go together"),
     (["--head", "nothing"], "nothing"),
     (["--head", "norm1"], "norm1"),
 ]

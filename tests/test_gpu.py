@@ -8,10 +8,11 @@ import sys
 
 import pytest
 import torch
+from torch import nn
 
 import ksm
 from conftest import tiny
-from ksm import Training
+from ksm import KsmError, Training
 from ksm.memory import MEMORIES
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
@@ -59,6 +60,61 @@ def test_memory_and_precision(colours, memory, precision):
     task = learn(backbone, colours, memory=memory, precision=precision, epochs=3)
     assert len(task.record["history"]) == 3
     assert_answers(task, backbone, rtol=0.05)
+
+
+GRAPHS = {
+    "as it is": {},
+    "bf16": {"precision": "bf16"},
+    "fp16": {"precision": "fp16"},
+    "a batch left over": {"batch": 13},
+    "weights of classes": {"balance": True, "label_smoothing": 0.1},
+}
+
+
+@pytest.mark.parametrize("name", GRAPHS)
+def test_a_graph_learns_the_same(colours, name):
+    """As far as the first epoch tells: numbers drift apart from their last bits on."""
+    settings = {"batch": 8, "epochs": 2, **GRAPHS[name]}
+    usual, graph = (
+        learn(tiny(), colours, graph=graph, **settings).record["history"] for graph in (False, True)
+    )
+    close = 1e-3 if settings.get("precision", "no") == "no" else 0.05
+    for one, other in zip(usual, graph, strict=True):
+        assert one["loss"] == pytest.approx(other["loss"], rel=close)
+        assert one["val_loss"] == pytest.approx(other["val_loss"], rel=10 * close)
+
+
+METHODS = [
+    ksm.KSM(temperature_end=1.0), ksm.KSM(rate=1.0), ksm.KSM(noise=True), ksm.KSM(learn_alpha=True),
+    ksm.KSM(round_from=0.5), ksm.Piggyback(), ksm.PackNet(), ksm.CPG(), ksm.BN(), ksm.Finetune(),
+    ksm.Probe(), ksm.KSM(mask_from="body"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("method", METHODS, ids=str)
+def test_a_graph_goes_with_every_method(colours, method):
+    usual, graph = (
+        learn(tiny(), colours, method, graph=graph, batch=8, epochs=3).record["history"]
+        for graph in (False, True)
+    )
+    assert len(usual) == len(graph)
+    if not getattr(method, "noise", False):
+        assert usual[0]["loss"] == pytest.approx(graph[0]["loss"], rel=1e-3)
+
+
+def test_what_cannot_be_a_graph_is_told(colours):
+    class Reads(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.tiny = tiny()
+            self.fc = nn.Linear(5, 4)
+
+        def forward(self, x):
+            return self.fc(self.tiny(x)) * float(x.mean())
+
+    with pytest.raises(KsmError, match="cannot be recorded as a CUDA graph"):
+        ksm.learn(Reads(), colours, name="x", size=32, head="fc",
+                  training=Training(graph=True, batch=8, epochs=1))  # fmt: skip
 
 
 def test_an_engine_switches_there(colours):

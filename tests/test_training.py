@@ -103,8 +103,10 @@ def test_validation_selects_the_epoch(colours, monkeypatch):
     task = learn(colours, training=Training(epochs=4, batch=8))
     assert task.record["best_epoch"] == 3  # the loss decides between equal accuracies
     assert task.metrics["val"]["accuracy"] == 0.75
-    assert len(kept) == 3 and torch.equal(kept[-1]["fc.weight"], task.tensors["own/fc.weight"])
-    assert not torch.equal(kept[1]["fc.weight"], task.tensors["own/fc.weight"])
+    assert len(kept) == 3 and torch.equal(
+        kept[-1]["fc.weight"].cpu(), task.tensors["own/fc.weight"]
+    )
+    assert not torch.equal(kept[1]["fc.weight"].cpu(), task.tensors["own/fc.weight"])
 
 
 def test_an_interrupt_while_the_best_is_kept_loses_nothing(colours, monkeypatch):
@@ -236,7 +238,7 @@ def test_balance_and_label_smoothing_change_the_loss(monkeypatch):
         on_best=lambda record: None,
     )
     weight, smoothing = seen[0]
-    torch.testing.assert_close(weight, torch.tensor([12 / 18, 12 / 12, 12 / 6]))
+    torch.testing.assert_close(weight.cpu(), torch.tensor([12 / 18, 12 / 12, 12 / 6]))
     assert smoothing == 0.1
 
 
@@ -395,16 +397,23 @@ def test_groups_choose_their_optimizer():
     weight, bias = model.fc.weight, model.fc.bias
     before = weight.detach().clone(), bias.detach().clone()
     gradients = []
-    weight.register_hook(lambda g: gradients.append(g.clone()))
+    weight.register_hook(lambda g: gradients.append(g.cpu()))
     groups = [
         {"params": [weight], "lr": 0.5, "optimizer": "sgd"},
         {"params": [bias], "lr": 0.01},
     ]
     one_step = Training(batch=16, warmup=0.0)
     fit(model, Phase("x", 1, groups), images_of(16), images_of(5), one_step, on_best=print)
-    torch.testing.assert_close(weight.detach(), before[0] - 0.5 * gradients[-1])
-    moved = (bias.detach() - before[1]).abs()  # Adam's first step is its learning rate
+    torch.testing.assert_close(weight.detach().cpu(), before[0] - 0.5 * gradients[-1])
+    moved = (bias.detach().cpu() - before[1]).abs()  # Adam's first step is its learning rate
     torch.testing.assert_close(moved, torch.full_like(moved, 0.01), rtol=1e-3, atol=0)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_graph_needs_a_gpu():
+    model = ksm.add_task(tiny(), 3)
+    with pytest.raises(KsmError, match="graph needs a CUDA GPU, and this trains on cpu"):
+        fit(model, phase(model), images_of(8), images_of(4), Training(graph=True), on_best=print)
 
 
 def test_half_precision_goes_with_one_kind_of_optimizer():

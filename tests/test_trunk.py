@@ -268,6 +268,10 @@ def learn(folder, backbone, monkeypatch, memory, method, augment="none", **setti
     return task, set(seen)
 
 
+here = pytest.mark.skipif(torch.cuda.is_available(), reason="equal to the bit on CPUs alone")
+
+
+@here
 @pytest.mark.parametrize("augment", ["none", "flip"])
 @pytest.mark.parametrize(
     ("method", "precision"),
@@ -293,6 +297,7 @@ def test_training_on_kept_features_is_training(colours, monkeypatch, method, pre
     assert kept.metrics == whole.metrics
 
 
+@here
 def test_training_on_kept_features_of_a_larger_network(colours, monkeypatch):
     """All that is trained is equal to the bit. BatchNorm's statistics are nearly so: their batches
     come in another order of values than the kept ones, in which a convolution rounds otherwise."""

@@ -51,7 +51,8 @@ declared: tuple[str, ...] = ()
 """Names of the operators declared here; empty where torchvision's compiled library loads."""
 
 if "torchvision" not in sys.modules and _missing() and _load_compiled_library():
-    declared = _missing()
+    # A library that loads may be without `qnms`, and then nothing asks for it.
+    declared = _missing() if "nms" in _missing() else ()
     if declared:
         library = torch.library.Library("torchvision", "FRAGMENT")
         for _name in declared:

@@ -24,6 +24,7 @@ from ksm.errors import KsmError
 from ksm.evaluation import evaluate
 from ksm.memory import MEMORIES, Memory, within
 from ksm.order import layout_of, ordered
+from ksm.recorded import Recorded
 
 if TYPE_CHECKING:
     from ksm.methods import Method, Phase
@@ -50,6 +51,8 @@ class Training:
         memory: most, less or least, which takes more time; see `ksm.memory`.
         compile: let torch compile the steps, see `ksm.compiled`; images that are left over when an
             epoch is cut into batches are then left out, since their step would be another graph.
+        graph: record a step as a CUDA graph and replay it, see `ksm.recorded`; where not all steps
+            of a phase are alike, they are taken as usual.
         patience: stop after so many epochs without a better validation accuracy; None: never.
         augment, min_area: see `ksm.data.load.Images`.
         precision: "no", "bf16" or "fp16", as in accelerate.
@@ -66,6 +69,7 @@ class Training:
     settle: int = 16
     memory: Memory = "most"
     compile: bool = False
+    graph: bool = False
     patience: int | None = None
     augment: Augment = "flip"
     min_area: float = 0.8
@@ -101,8 +105,11 @@ class Training:
             raise KsmError(f"precision {self.precision!r}: expected no, bf16 or fp16")
         if self.memory not in MEMORIES:
             raise KsmError(f"memory {self.memory!r}: expected one of {', '.join(MEMORIES)}")
-        if self.memory != "most" and self.compile:
-            raise KsmError(f"memory {self.memory!r} and compile do not go together: choose one")
+        for asked, what in [(self.compile, "compile"), (self.graph, "graph")]:
+            if self.memory != "most" and asked:
+                raise KsmError(f"memory {self.memory!r} and {what} do not go together: choose one")
+        if self.compile and self.graph:
+            raise KsmError("compile and graph do not go together: choose one")
 
     @classmethod
     def released(cls, method: Method | type[Method], **settings: Any) -> Training:
@@ -177,8 +184,8 @@ def fit(
 
     Raises:
         KsmError: fewer than two training images, a loss that is not finite, an output that is no
-            tensor, a precision that the device lacks, several processes, no memory left, or no
-            compiler.
+            tensor, a precision that the device lacks, several processes, no memory left, no
+            compiler, or no CUDA graph.
     """
     from accelerate import Accelerator
     from accelerate.state import AcceleratorState
@@ -189,6 +196,8 @@ def fit(
     if known != settings.precision:
         AcceleratorState._reset_state()  # accelerate keeps a process to its first precision
     accelerator = Accelerator(mixed_precision=settings.precision)
+    if settings.graph and accelerator.device.type != "cuda":
+        raise KsmError(f"graph needs a CUDA GPU, and this trains on {accelerator.device.type}")
     if accelerator.num_processes > 1:
         raise KsmError("training in several processes is not supported: start one process")
     made = _optimizers(phase.groups, accelerator.device)
@@ -228,13 +237,9 @@ def fit(
         run: Callable[[Tensor], object], epoch: int, layout: torch.memory_format
     ) -> tuple[float, float]:
         """Go through the images once: mean loss, and images a second."""
-        total = torch.zeros((), device=accelerator.device)
-        seen, epoch_began, shown = 0, time.perf_counter(), 0.0
-        for step, (pixels, label) in enumerate(loader):
-            at = epoch * steps + step
-            if phase.before_step:
-                phase.before_step(share(at, epochs * steps))
-            outputs = run(train.inputs(pixels).contiguous(memory_format=layout))
+
+        def passes(inputs: Tensor, label: Tensor) -> Tensor:
+            outputs = run(inputs)
             if not isinstance(outputs, Tensor):
                 raise KsmError(
                     f"{type(model).__name__} gives a {type(outputs).__name__} in training: "
@@ -244,11 +249,24 @@ def fit(
                 outputs.float(), label, weight, label_smoothing=settings.label_smoothing
             )
             accelerator.backward(loss + phase.penalty() if phase.penalty else loss)
+            return loss.detach()
+
+        there_and_back: Callable[..., Tensor] = passes
+        if settings.graph and phase.repeats:
+            there_and_back = Recorded(passes, model.parameters())
+        total = torch.zeros((), device=accelerator.device)
+        seen, epoch_began, shown = 0, time.perf_counter(), 0.0
+        for step, (pixels, label) in enumerate(loader):
+            at = epoch * steps + step
+            if phase.before_step:
+                phase.before_step(share(at, epochs * steps))
+            inputs = train.inputs(pixels).contiguous(memory_format=layout)
+            loss = there_and_back(inputs, label)
             for optimizer, schedule in zip(optimizers, schedules, strict=True):
                 optimizer.step()
                 optimizer.zero_grad()
                 schedule.step()
-            total += loss.detach() * len(label)
+            total += loss * len(label)
             seen += len(label)
             now = time.perf_counter()
             if now - shown < 0.25 and step + 1 < steps:

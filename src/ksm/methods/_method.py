@@ -34,6 +34,7 @@ class Phase:
         start: state that the model is put in first; None: as it stands.
         before_step: called before each step with the share of the phase that is done, from 0 at the
             first to 1 at the last.
+        repeats: whether all steps are the same work, but for numbers that stay where they are.
     """
 
     name: str
@@ -45,6 +46,7 @@ class Phase:
     start: dict[str, Tensor] | None = None
     before_step: Callable[[float], None] | None = None
     penalty: Callable[[], Tensor] | None = None
+    repeats: bool = True
 
 
 @dataclass(frozen=True)

@@ -122,6 +122,7 @@ class CPG(Owning):
                     last=True,
                     drops=False,
                     before_step=prune.to,
+                    repeats=False,
                 )
             except KeyboardInterrupt:
                 return kept

@@ -117,6 +117,7 @@ class KSM(Scored):
             self.groups(model, head),
             before_step=before_step,
             penalty=size if self.rate else None,
+            repeats=self.round_from in (0, 1),
         )
         return (yield phase)
 
