@@ -28,7 +28,7 @@ from torch.autograd.function import once_differentiable
 from ksm.layout import Layout
 from ksm.mask import Scaling
 
-PART = 512
+PART = 256
 """Units that one program does."""
 ALIGNED = 64
 """Layers begin at multiples of so many numbers, as convolutions want it."""
