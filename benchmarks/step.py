@@ -55,7 +55,7 @@ class ReleasedRule(nn.Module):
 
     def __init__(self, weight: Tensor) -> None:
         super().__init__()
-        self.score = nn.Parameter(torch.full((*weight.shape[:2], 1, 1), 1e-2))
+        self.score = nn.Parameter(weight.new_full((*weight.shape[:2], 1, 1), 1e-2))
 
     def forward(self, weight: Tensor) -> Tensor:
         chance = torch.sigmoid(1200 * (self.score - 5e-3))

@@ -492,6 +492,7 @@ OPTIONS = [
     (["--memory", "little"], "memory 'little': expected one of most, less, least"),
     (["--memory", "least", "--compile"], "memory 'least' and compile do not go together"),
     (["--memory", "less", "--graph"], "memory 'less' and graph do not go together"),
+    (["--balance", "--label-smoothing", "0.1", "--graph"], "does not go with graph: leave one out"),
     (["--compile", "--graph"], "compile and graph do not go together"),
     (["--head", "nothing"], "nothing"),
     (["--head", "norm1"], "norm1"),

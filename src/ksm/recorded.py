@@ -71,7 +71,10 @@ class Recorded:
             with torch.cuda.graph(graph):
                 self.made = self.work(*self.inputs)
         except RuntimeError as error:
-            reason = str(error).strip().splitlines()[0]
+            first: BaseException = error
+            while first.__context__:  # the recording's end fails too, and hides why
+                first = first.__context__
+            reason = str(first).strip().splitlines()[0]
             raise KsmError(
                 f"the steps cannot be recorded as a CUDA graph ({reason}): train without graph"
             ) from error

@@ -110,6 +110,8 @@ class Training:
                 raise KsmError(f"memory {self.memory!r} and {what} do not go together: choose one")
         if self.compile and self.graph:
             raise KsmError("compile and graph do not go together: choose one")
+        if self.balance and self.label_smoothing and self.graph:  # torch counts in Python for both
+            raise KsmError("balance with label smoothing does not go with graph: leave one out")
 
     @classmethod
     def released(cls, method: Method | type[Method], **settings: Any) -> Training:
