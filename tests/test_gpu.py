@@ -113,7 +113,7 @@ def test_what_cannot_be_a_graph_is_told(colours):
         def forward(self, x):
             return self.fc(self.tiny(x)) * float(x.mean())
 
-    with pytest.raises(KsmError, match="CUDA graph .*not permitted when stream is capturing"):
+    with pytest.raises(KsmError, match=r"CUDA graph .*not permitted when stream is capturing"):
         ksm.learn(Reads(), colours, name="x", size=32, head="fc",
                   training=Training(graph=True, batch=8, epochs=1))  # fmt: skip
 
