@@ -17,7 +17,7 @@ from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from measuring import Times, in_turns, ms, over, spread, write
@@ -182,12 +182,15 @@ def steps_of(
     step_by = partial(step_of, bf16=bf16)
 
     def ours(
-        method: ksm.Method, compiled: bool = False, memory: Memory = "most", shortcut: bool = True
+        method: ksm.Method,
+        compiled: bool = False,
+        memory: Memory = "most",
+        shortcut: Literal["", "alone", "together"] = "together",
     ) -> Step:
         model = ksm.add_task(backbone, CLASSES, method=method).train()
         if shortcut and not compiled:
             shortcuts.enter_context(short(model))
-            if memory == "most":
+            if memory == "most" and shortcut == "together":
                 shortcuts.enter_context(together(model))
         optimizer = adam(ksm.parameter_groups(model))
         if memory == "most":
@@ -233,7 +236,8 @@ def steps_of(
         "Piggyback": ours(ksm.Piggyback()),
         "BatchNorm and head": ours(ksm.BN()),
         "ksm": ours(ksm.KSM()),
-        "ksm, no shortcut": ours(ksm.KSM(), shortcut=False),
+        "ksm, masks one by one": ours(ksm.KSM(), shortcut="alone"),
+        "ksm, no shortcut": ours(ksm.KSM(), shortcut=""),
         "ksm, pointwise 4": ours(ksm.KSM(pointwise=4)),
         "ksm, less memory": ours(ksm.KSM(), memory="less"),
         "ksm, least memory": ours(ksm.KSM(), memory="least"),

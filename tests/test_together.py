@@ -1,10 +1,9 @@
-"""With all masks made at once a model learns as with each made alone, and afterwards is as it was.
+"""With masks made together a model learns as with each made alone, and afterwards is as it was.
 
-On a GPU where there is one, else in Triton's interpreter.
+By what numba compiles, and by Triton: on a GPU where there is one, else in its interpreter.
 """
 
 import copy
-from functools import partial
 
 import pytest
 import torch
@@ -12,34 +11,45 @@ from torch import nn
 
 import ksm
 from ksm import KSM
+from ksm._fast import fast
 from ksm.memory import within
 from ksm.methods.ksm import SoftMask
 from ksm.together import together
-from test_shortcut import masked as masked_anywhere
-from test_shortcut import step
+from test_shortcut import masked, step
 
-fused = pytest.importorskip("ksm.fused_gpu", exc_type=ImportError)
-
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-masked = partial(masked_anywhere, device=DEVICE)
-
-
-@pytest.fixture(autouse=True)
-def here(monkeypatch):
-    monkeypatch.setattr("ksm.together.DEVICES", (DEVICE,))
+KINDS = {
+    "numba": ("fused_training", "_Masked", "cpu"),
+    "triton": ("fused_gpu", "_AllMasked", "cuda" if torch.cuda.is_available() else "cpu"),
+}
 
 
-def grad_fn(model):
-    return type(model[0].weight.grad_fn).__name__
+@pytest.fixture(params=KINDS)
+def device(request, monkeypatch):
+    name, _, device = KINDS[request.param]
+    if fast(name) is None:
+        pytest.skip(f"{request.param} is not installed")
+    monkeypatch.setattr("ksm.methods.ksm.GPUS", (device,) if request.param == "triton" else ())
+    return device
 
 
-def asked(model, what=grad_fn):
-    """What is found out about the model within its forward pass."""
+@pytest.fixture
+def operation(request, device):
+    """What autograd sees of the masks that are made together."""
+    name, operation, _ = KINDS[request.node.callspec.params["device"]]
+    return getattr(fast(name), operation)
+
+
+def are_together(model):
+    return model[0].weight.grad_fn is model[2].weight.grad_fn
+
+
+def asked(model, what=are_together):
+    """What is found out about the model within its forward pass; and the step."""
     found = []
     hook = model[1].register_forward_hook(lambda *_: found.append(what(model)))
     out = step(model)
     hook.remove()
-    return found, out
+    return found[0], out
 
 
 def assert_close(one, two):
@@ -49,18 +59,18 @@ def assert_close(one, two):
 
 
 @pytest.mark.parametrize("way", ["as it was", "raising"])
-def test_the_same_step_and_layers_as_they_were(way):
-    model = masked()
+def test_the_same_step_and_layers_as_they_were(way, device):
+    model = masked(device=device)
     expected = step(model)
     kinds = [type(each) for each in model.modules()]
     inside = [set(vars(each)) for each in model.modules()]
     try:
         with together(model):
             for _ in range(2):
-                names, found = asked(model)
-                assert "_AllMasked" in names[0]
+                joint, found = asked(model)
+                assert joint
                 assert_close(found, expected)
-            assert "_AllMasked" not in grad_fn(model)  # outside of a pass
+            assert not are_together(model)  # outside of a pass
             if way == "raising":
                 raise KeyboardInterrupt
     except KeyboardInterrupt:
@@ -71,13 +81,11 @@ def test_the_same_step_and_layers_as_they_were(way):
     assert_close(step(model), expected)
 
 
-def test_weights_are_made_once_a_pass_and_not_kept(monkeypatch):
+def test_weights_are_made_once_a_pass_and_not_kept(monkeypatch, device, operation):
     made = []
-    forward = fused._AllMasked.forward
-    monkeypatch.setattr(
-        fused._AllMasked, "forward", lambda *given: made.append(0) or forward(*given)
-    )
-    model = masked()
+    forward = operation.forward
+    monkeypatch.setattr(operation, "forward", lambda *given: made.append(0) or forward(*given))
+    model = masked(device=device)
     with together(model):
         step(model)
         made.clear()  # the first may have found out whether it works
@@ -85,15 +93,15 @@ def test_weights_are_made_once_a_pass_and_not_kept(monkeypatch):
         step(model)
         assert len(made) == 2
         with pytest.raises(RuntimeError):
-            model(torch.zeros(2, 7, 5, 5, device=DEVICE))
+            model(torch.zeros(2, 7, 5, 5, device=device))
         assert len(made) == 3
         step(model)
         assert len(made) == 4
 
 
-def test_it_follows_the_mask():
+def test_it_follows_the_mask(device):
     """Its temperature, its rounding, its scores, and evaluation."""
-    model = masked(KSM(temperature=20.0, temperature_end=2.0, round_from=0.5))
+    model = masked(KSM(temperature=20.0, temperature_end=2.0, round_from=0.5), device=device)
     other = copy.deepcopy(model)
     masks = [
         [each for each in one.modules() if isinstance(each, SoftMask)] for one in (model, other)
@@ -104,8 +112,8 @@ def test_it_follows_the_mask():
                 mask.at(share)
                 with torch.no_grad():
                     mask.score += 1e-4
-            names, found = asked(model)
-            assert ("_AllMasked" in names[0]) == (share < 0.5)
+            joint, found = asked(model)
+            assert joint == (share < 0.5)
             assert_close(found, step(other))
         for mask in masks[0]:
             mask.score.data = mask.score.data.clone()
@@ -117,53 +125,68 @@ def test_it_follows_the_mask():
         assert_close(step(model), step(other))
 
 
-def test_where_not_all_fit():
+def test_where_not_all_fit(device):
     torch.manual_seed(0)
     backbone = nn.Sequential(
-        nn.Conv2d(8, 6, 3, padding=1), nn.ConvTranspose2d(6, 6, 3, padding=1), nn.Flatten(),
-        nn.Linear(150, 2),
+        nn.Conv2d(8, 6, 3, padding=1), nn.ConvTranspose2d(6, 6, 3, padding=1),
+        nn.Conv2d(6, 6, 3, padding=1), nn.Flatten(), nn.Linear(150, 2),
     )  # fmt: skip
-    model = ksm.add_task(backbone.to(DEVICE), 3, head="3").train()
+    model = ksm.add_task(backbone.to(device), 3, head="4").train()
     expected = step(model)
     with together(model):
-        names, found = asked(model)
-        assert "_AllMasked" in names[0]
+        joint, found = asked(model)
+        assert joint and model[1].weight.grad_fn is not model[0].weight.grad_fn
         assert_close(found, expected)
 
 
 @pytest.mark.parametrize("method", [KSM(noise=True), KSM(learn_alpha=True), ksm.Piggyback()])
-def test_masks_that_are_left(method):
-    model = masked(method)
+def test_masks_that_are_left(method, device):
+    model = masked(method, device=device)
     kinds = [type(each) for each in model.modules()]
     with together(model):
         assert [type(each) for each in model.modules()] == kinds
 
 
 @pytest.mark.parametrize("memory", ["most", "less", "least"])
-def test_training_takes_it_where_nothing_is_saved(memory):
+def test_training_takes_it_where_nothing_is_saved(memory, device):
     backbone = nn.Sequential(
-        nn.Conv2d(8, 6, 3), nn.Sequential(Block(), Block()), nn.Flatten(), nn.Linear(54, 2)
-    ).to(DEVICE)
-    model = ksm.add_task(backbone, 3, head="3").train()
+        nn.Conv2d(8, 6, 3), nn.Sequential(Block(), Block()), nn.Conv2d(6, 6, 1), nn.Flatten(),
+        nn.Linear(54, 2),
+    ).to(device)  # fmt: skip
+    model = ksm.add_task(backbone, 3, head="4").train()
     expected = step(model)
     with within(model, memory):
-        names, found = asked(model)
-        assert ("_AllMasked" in names[0]) == (memory == "most")
+        joint, found = asked(model)
+        assert joint == (memory == "most")
     assert_close(found, expected)
 
 
-def test_where_triton_cannot_compile(monkeypatch):
+@pytest.mark.parametrize("device", ["triton"], indirect=True)
+def test_where_triton_cannot_compile(monkeypatch, device, operation):
     def fail(*_):
         raise RuntimeError("Failed to find C compiler")
 
-    fused.works.cache_clear()
+    works = fast("fused_gpu").works
+    works.cache_clear()
     with monkeypatch.context() as patch:
-        patch.setattr(fused._AllMasked, "forward", fail)
-        model = masked()
+        patch.setattr(operation, "forward", fail)
+        model = masked(device=device)
         expected = step(model)
         with together(model):
             assert_close(step(model), expected)
-    fused.works.cache_clear()
+    works.cache_clear()
+
+
+@pytest.mark.parametrize("device", ["numba"], indirect=True)
+@pytest.mark.parametrize("room", [0, 479, 480])
+def test_groups_on_a_cpu(monkeypatch, device, room):
+    monkeypatch.setattr("ksm.together.ROOM", room)
+    model = masked(device=device)
+    expected = step(model)
+    with together(model):
+        joint, found = asked(model)
+        assert joint == (room == 6 * 8 * 9 + 8 * 6)
+        assert_close(found, expected)
 
 
 class Block(nn.Module):
@@ -175,9 +198,9 @@ class Block(nn.Module):
         return x + self.conv(x).relu()
 
 
-def test_a_second_pass_before_going_back():
-    model = masked()
-    inputs = [torch.randn(2, 8, 5, 5, device=DEVICE) for _ in range(2)]
+def test_a_second_pass_before_going_back(device):
+    model = masked(device=device)
+    inputs = [torch.randn(2, 8, 5, 5, device=device) for _ in range(2)]
 
     def both():
         for parameter in model.parameters():

@@ -12,6 +12,8 @@ from __future__ import annotations
 
 import ctypes
 import math
+from collections.abc import Sequence
+from functools import partial
 from typing import Any, Unpack
 
 import numpy as np
@@ -22,7 +24,7 @@ from torch.autograd.function import once_differentiable
 from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 from ksm._threads import cfunc, in_threads, njit, pointer, taken
-from ksm.again import can_be_made_again
+from ksm.again import all_is_kept, can_be_made_again
 from ksm.layout import Layout
 from ksm.mask import Scaling, Settings
 
@@ -75,52 +77,56 @@ def masked(weight: Tensor, score: Tensor, **settings: Unpack[Settings]) -> Tenso
     Args:
         weight, score: of a layer that `fits`.
     """
-    return Masked(weight, score)(**settings)
+    (made,) = Masked([(weight, score)])([settings])
+    return made
 
 
 class Masked:
-    """`masked` of one layer, as often as it is called.
+    """`masked` of some layers, as often as it is called: one operation for autograd.
 
     Args:
-        weight, score: of a layer that `fits` at each call.
+        layers: the weight and score of each; they fit at each call.
     """
 
-    def __init__(self, weight: Tensor, score: Tensor) -> None:
-        self.weight, self.score = weight, score
-        self.settings: Settings | None = None
+    def __init__(self, layers: Sequence[tuple[Tensor, Tensor]]) -> None:
+        self.weights = [weight for weight, _ in layers]
+        self.scores = [score for _, score in layers]
+        self.settings: list[Settings] = []
 
-    def __call__(self, **settings: Unpack[Settings]) -> Tensor:
+    def __call__(self, settings: Sequence[Settings]) -> tuple[Tensor, ...]:
+        """Args: settings: of each layer."""
         if settings != self.settings:
-            self.settings, self.layer = settings, _Layer.of(self.weight, self.score, settings)
-        made = _Masked.apply(self.score, self.weight, self.layer)
-        assert isinstance(made, Tensor)
+            self.settings = list(settings)
+            each = zip(self.weights, self.scores, settings, strict=True)
+            self.layers = [_Layer.of(weight, score, one) for weight, score, one in each]
+        made: Any = _Masked.apply(self.layers, self.weights, *self.scores)
         return made
 
 
 class _Masked(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, score: Tensor, weight: Tensor, layer: _Layer) -> Tensor:
-        ctx.save_for_backward(score, weight)
-        ctx.layer = layer
-
-        def again() -> Tensor:
-            made = torch.empty_like(weight)
-            layer.run((_find, _multiply), score, weight, made, made)
-            return made
-
-        can_be_made_again(made := again(), again, score, weight)
-        return made
+    def forward(
+        ctx: Any, layers: list[_Layer], weights: list[Tensor], *scores: Tensor
+    ) -> tuple[Tensor, ...]:
+        ctx.save_for_backward(*scores, *weights)
+        ctx.layers = layers
+        ctx.set_materialize_grads(False)
+        kept = all_is_kept()
+        found: list[Tensor] = []
+        for layer, score, weight in zip(layers, scores, weights, strict=True):
+            made = layer.masked(score, weight)
+            if not kept:
+                can_be_made_again(made, partial(layer.masked, score, weight), score, weight)
+            found.append(made)
+        return tuple(found)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        score, weight = ctx.saved_tensors
-        order = _order(weight, score)
-        weight, gradient = (each.contiguous(memory_format=order) for each in (weight, *gradients))
-        score = score.contiguous()
-        made = torch.empty_like(score)
-        ctx.layer.run((_differentiate,), score, weight, gradient, made)
-        return made, None, None
+    def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Any, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        saved = ctx.saved_tensors
+        scores, weights = saved[: len(gradients)], saved[len(gradients) :]
+        each = zip(ctx.layers, scores, weights, gradients, strict=True)
+        return None, None, *(layer.gradient_of(*tensors) for layer, *tensors in each)
 
 
 class _Layer(ctypes.Structure):
@@ -145,6 +151,22 @@ class _Layer(ctypes.Structure):
         layer.alpha = 0.0 if scaling == "none" else settings["alpha"]
         layer.on_low, layer.on_high = _ON[scaling]
         return layer
+
+    def masked(self, score: Tensor, weight: Tensor) -> Tensor:
+        made = torch.empty_like(weight)
+        self.run((_find, _multiply), score, weight, made, made)
+        return made
+
+    def gradient_of(self, score: Tensor, weight: Tensor, gradient: Tensor | None) -> Tensor | None:
+        """Of the scores, from that of the masked weight."""
+        if gradient is None:
+            return None
+        order = _order(weight, score)
+        weight, gradient = (each.contiguous(memory_format=order) for each in (weight, gradient))
+        score = score.contiguous()
+        made = torch.empty_like(score)
+        self.run((_differentiate,), score, weight, gradient, made)
+        return made
 
     def run(
         self,

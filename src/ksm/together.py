@@ -1,11 +1,12 @@
-"""The masked weights of all layers made at once, at the start of each forward pass, on a GPU.
+"""The masked weights of several layers made at once, when the first is asked for.
 
-There what takes the time of a small layer is Python, which asks for one operation after another;
-for all layers together it asks three times (`ksm.fused_gpu`).
+What takes the time of a small layer is Python and autograd around it; of several together they ask
+once. On a GPU these are all layers, and three kernels do the work (`ksm.fused_gpu`).
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -13,66 +14,83 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from ksm.methods import ksm as soft_masks
 from ksm.methods.ksm import SoftMask
 from ksm.shortcut import alone, exchanged
 
-DEVICES = ("cuda",)
-"""Kinds of devices where it is so."""
+ROOM = 2**20
+"""Weights of the layers that go together on a CPU: going back, the gradients of the masked weights
+are kept until all of them are there."""
+
+Masks = dict[nn.Module, tuple[SoftMask, Tensor]]
 
 
 @contextmanager
 def together(model: nn.Module) -> Generator[None]:
     """Let the model's masks be made so meanwhile, where they can be; else they are made as before.
 
-    The weights of all layers are kept from the forward pass to the end of the backward pass.
+    Masked weights are kept from the forward pass to the backward pass, as plain ones are.
     """
-    masks: dict[nn.Module, tuple[SoftMask, Any]] = {}
-    for layer, mask, weight in alone(model):
-        if not isinstance(mask, SoftMask) or weight.device.type not in DEVICES:
-            continue
-        if found := mask.on_gpu(weight):
-            masks[layer] = mask, found
+    masks: Masks = {
+        layer: (mask, weight)
+        for layer, mask, weight in alone(model)
+        if isinstance(mask, SoftMask) and mask.goes_together(weight)
+    }
     if len({mask.method for mask, _ in masks.values()}) != 1:
         yield
         return
-    passes = _Passes(*zip(*masks.values(), strict=True))
+    groups = [_Group(group) for group in _groups(masks)]
+
+    def begin(*_: Any) -> None:
+        exact = not any(mask.is_rounded() for mask, _ in masks.values())
+        for group in groups:
+            group.begin(exact)
+
+    def end(*_: Any) -> None:
+        for group in groups:
+            group.begin(False)
+
     hooks = (
-        model.register_forward_pre_hook(passes.begin),
-        model.register_forward_hook(passes.end, always_call=True),
+        model.register_forward_pre_hook(begin),
+        model.register_forward_hook(end, always_call=True),
     )
     try:
-        weights = {layer: partial(passes.weight, place, layer) for place, layer in enumerate(masks)}
-        with exchanged(weights):
+        weights = [each for group in groups for each in group.weights.items()]
+        with exchanged(dict(weights)):
             yield
     finally:
         for hook in hooks:
             hook.remove()
 
 
-class _Passes:
-    """The weights of the forward pass that is under way.
+def _groups(masks: Masks) -> list[Masks]:
+    """Layers that go together: neighbours, with as many weights as there is room for."""
+    found: list[Masks] = []
+    left = 0.0
+    for layer, (mask, weight) in masks.items():
+        if not found or weight.numel() > left:
+            found.append({})
+            left = math.inf if weight.device.type in soft_masks.GPUS else ROOM
+        found[-1][layer] = mask, weight
+        left -= weight.numel()
+    return found
 
-    Args:
-        masks: of one method.
-        layers: what their weights are made of, see `ksm.fused_gpu.Layer`.
-    """
 
-    def __init__(self, masks: Sequence[SoftMask], layers: Sequence[Any]) -> None:
-        self.masks = masks
-        self.make = masks[0].all_on_gpu(layers)
-        self.under_way = False
+class _Group:
+    """The weights of some layers in the forward pass that is under way."""
+
+    def __init__(self, masks: Masks) -> None:
+        self.make = soft_masks.together(*zip(*masks.values(), strict=True))
+        self.weights = {layer: partial(self.weight, at, layer) for at, layer in enumerate(masks)}
+        self.begin(False)
+
+    def begin(self, under_way: bool) -> None:
+        self.under_way = under_way
         self.made: Sequence[Tensor] | None = None
 
-    def begin(self, *_: Any) -> None:
-        self.under_way = not any(mask.is_rounded() for mask in self.masks)
-        self.made = None
-
-    def end(self, *_: Any) -> None:
-        self.under_way, self.made = False, None
-
     def weight(self, place: int, layer: Any) -> Tensor:
-        """Of the layer at this place; the first that asks has all of them made, where autocast
-        already says in which precision."""
+        """Of the layer at this place. The first that asks has all of them made: within the pass,
+        where autocast already says in which precision."""
         if not self.under_way:
             return layer.parametrizations.weight()
         if self.made is None:

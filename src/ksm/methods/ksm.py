@@ -146,6 +146,29 @@ def _own_values(method: KSM) -> tuple[float, ...]:
     return tuple(method._values(torch.tensor(method.alpha, device="cpu")).tolist())
 
 
+GPUS = ("cuda",)
+"""Kinds of devices on which `ksm.fused_gpu` is to run."""
+
+
+def together(
+    masks: Sequence[SoftMask], weights: Sequence[Tensor]
+) -> Callable[[], Sequence[Tensor]]:
+    """What makes the masked weights of several layers at once; one operation for autograd.
+
+    Args:
+        masks: of one method, on one device, all of which can go together; they are not rounded
+            when it is called.
+    """
+    m = masks[0].method
+    each = list(zip(masks, weights, strict=True))
+    if layers := [layer for mask, weight in each if (layer := mask._on_gpu(weight))]:
+        gpu: Any = fast("fused_gpu")
+        return gpu.AllMasked(layers, beta=m.beta, tau=m.tau, alpha=m.alpha, scaling=m.scaling)
+    cpu: Any = fast("fused_training")
+    masked = cpu.Masked([(weight, mask.score) for mask, weight in each])
+    return lambda: masked([mask._settings() for mask in masks])
+
+
 class SoftMask(ScoreMask):
     """The mask of one layer, with its scores as the parameter.
 
@@ -181,8 +204,8 @@ class SoftMask(ScoreMask):
         fused = self._fused(weight)
         if not fused:
             return None
-        masked = fused.Masked(weight, self.score)
-        return lambda: self(weight) if self.is_rounded() else masked(**self._settings())
+        masked = fused.Masked([(weight, self.score)])
+        return lambda: self(weight) if self.is_rounded() else masked([self._settings()])[0]
 
     def _fused(self, weight: Tensor) -> Any:
         """`ksm.fused_training` where it can make the masked weight, else None."""
@@ -190,20 +213,18 @@ class SoftMask(ScoreMask):
         scaling = self.method.scaling
         return fused if fused and fused.fits(weight, self.score, self.layout, scaling) else None
 
-    def on_gpu(self, weight: Tensor) -> Any:
+    def goes_together(self, weight: Tensor) -> bool:
+        """Whether the masked weight can be made `together` with those of other layers."""
+        return self._on_gpu(weight) is not None or self._fused(weight) is not None
+
+    def _on_gpu(self, weight: Tensor) -> Any:
         """A `ksm.fused_gpu.Layer` where its kernels can make the masked weight, else None."""
         exact = not self.method.noise and not isinstance(self.alpha, Tensor)
-        fused = fast("fused_gpu") if exact else None
+        fused = fast("fused_gpu") if weight.device.type in GPUS and exact else None
         if not fused or self.method.scaling not in fused.SCALINGS or not fused.works(weight.device):
             return None
         layer = fused.Layer(weight, self.score, self.temperature, self.layout)
         return layer if layer.fits() else None
-
-    def all_on_gpu(self, layers: Sequence[Any]) -> Callable[[], Sequence[Tensor]]:
-        """What makes the masked weights of such layers, all with masks of this method."""
-        m = self.method
-        fused: Any = fast("fused_gpu")
-        return fused.AllMasked(layers, beta=m.beta, tau=m.tau, alpha=m.alpha, scaling=m.scaling)
 
     def mask(self) -> Tensor:
         if self._is_direct():
