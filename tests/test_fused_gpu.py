@@ -13,6 +13,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
+from torch.testing._internal.two_tensor import TwoTensor
 
 from ksm import mask
 from ksm.layout import layout
@@ -86,6 +87,32 @@ def test_a_layer_of_more_programs_than_one_reads_at_once(monkeypatch):
     check([layer(lambda: nn.Conv2d(7, 5, 3))])
 
 
+def test_what_is_no_number_stays_none():
+    for others in (1.0, None):
+        one = layer(lambda: nn.Conv2d(3, 2, 3))
+        with torch.no_grad():
+            if others is not None:
+                one.score.fill_(others)
+            one.score[1, 2] = math.nan
+        (made,) = fused.AllMasked([one], scaling="minmax", **CHOSEN)()
+        assert torch.equal(made.isfinite(), plain(one, "minmax", one.score).isfinite())
+
+
+def test_a_temperature_that_changes_before_going_back_is_told():
+    one = layer(lambda: nn.Conv2d(3, 2, 3))
+    (made,) = fused.AllMasked([one], scaling="minmax", **CHOSEN)()
+    one.temperature.fill_(1.0)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        made.sum().backward()
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_whether_it_works_does_not_depend_on_when_it_is_asked(mode):
+    fused.works.cache_clear()
+    with mode():
+        assert fused.works(torch.device(DEVICE))
+
+
 @settings(max_examples=10, deadline=None)
 @given(st.lists(st.sampled_from([-1e30, -1.0, 0.0, 4e-3, 5e-3, 1.0]), min_size=6, max_size=6))
 def test_no_range_and_far_scores(values):
@@ -113,7 +140,7 @@ def test_a_score_that_is_moved_and_one_that_is_not_used():
     made = masked()
     torch.testing.assert_close(made[1], plain(layers[1], "minmax", layers[1].score))
     (made[1].sum() + made[2].sum()).backward()
-    assert layers[0].score.grad is None or not layers[0].score.grad.any()
+    assert layers[0].score.grad is None
     for one in layers[1:]:
         score = one.score.detach().clone().requires_grad_()
         plain(one, "minmax", score).sum().backward()
@@ -139,10 +166,13 @@ def test_in_the_precision_of_autocast():
 LEFT = {
     "channels": lambda: (nn.Conv2d(17, 4, 3), "channel"),
     "elements": lambda: (nn.Conv2d(8, 4, 3), "element"),
-    "transposed": lambda: (nn.ConvTranspose2d(8, 4, 3), "kernel"),
+    "transposed": lambda: (nn.ConvTranspose2d(4, 4, 3), "kernel"),
     "trained": lambda: (nn.Conv2d(8, 4, 3).requires_grad_(True), "kernel"),
     "double": lambda: (nn.Conv2d(8, 4, 3).double(), "kernel"),
     "with gaps": lambda: (gaps(nn.Conv2d(8, 4, 3)), "kernel"),
+    "scores in another order": lambda: (nn.Conv2d(8, 4, 3), "kernel"),
+    "no plain tensor": lambda: (nn.Conv2d(8, 4, 3), "kernel"),
+    "of another shape": lambda: (nn.Conv2d(8, 4, 3), "kernel"),
 }
 
 
@@ -157,8 +187,14 @@ def test_what_does_not_fit(name):
     if name != "trained":
         module.requires_grad_(False)
     cut = layout(module, granularity)
-    score = nn.Parameter(torch.zeros(cut.units))
-    assert not fused.Layer(module.weight, score, torch.tensor(1.0), cut).fits()
+    score, weight = torch.zeros(cut.units), module.weight
+    if name == "scores in another order":
+        score = torch.zeros(cut.units[::-1]).permute(3, 2, 1, 0)
+    if name == "no plain tensor":
+        weight = TwoTensor(weight.detach(), weight.detach())
+    if name == "of another shape":
+        weight = torch.zeros(8, 4, 3, 3)
+    assert not fused.Layer(weight, score, torch.tensor(1.0), cut).fits()
 
 
 COMPILE = """
@@ -168,15 +204,15 @@ from triton.compiler import ASTSource
 
 from ksm import fused_gpu
 
-POINTERS = {"table": "*i64", "layers": "*i32"}
-NUMBERS = ("tau", "beta", "alpha", "on_low", "on_high")
-for kernel in (fused_gpu._find, fused_gpu._multiply, fused_gpu._differentiate):
-    for kind in ("fp32", "bf16", "fp16"):
-        signature = {
-            name: "constexpr" if name == "PART" else "fp32" if name in NUMBERS
-            else POINTERS.get(name, "*" + kind)
-            for name in kernel.arg_names
-        }
+KNOWN = {"table": "*i64", "layers": "*i32", "lows": "*fp32", "highs": "*fp32", "PART": "constexpr"}
+for kind in ("*fp32", "*bf16", "*fp16"):
+    for kernel, varied in [
+        (fused_gpu._find, {}),
+        (fused_gpu._multiply, {"made": kind}),
+        (fused_gpu._differentiate, {"gradients": kind, "made": "*fp32"}),
+    ]:
+        given = {**KNOWN, **varied}
+        signature = {name: given.get(name, "fp32") for name in kernel.arg_names}
         source = ASTSource(kernel, signature, constexprs={"PART": fused_gpu.PART})
         assert triton.compile(source, target=GPUTarget("cuda", 80, 32)).asm["cubin"]
 """

@@ -8,6 +8,7 @@ import copy
 import pytest
 import torch
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 import ksm
 from ksm import KSM
@@ -134,8 +135,8 @@ def test_where_not_all_fit(device):
     model = ksm.add_task(backbone.to(device), 3, head="4").train()
     expected = step(model)
     with together(model):
-        joint, found = asked(model)
-        assert joint and model[1].weight.grad_fn is not model[0].weight.grad_fn
+        joint, found = asked(model, lambda model: [model[at].weight.grad_fn for at in range(3)])
+        assert joint[0] is joint[2] is not joint[1]
         assert_close(found, expected)
 
 
@@ -187,6 +188,118 @@ def test_groups_on_a_cpu(monkeypatch, device, room):
         joint, found = asked(model)
         assert joint == (room == 6 * 8 * 9 + 8 * 6)
         assert_close(found, expected)
+
+
+def under(context, first=True):
+    """A network whose first layer, or the others, run so."""
+
+    class Under(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.rows = nn.Sequential(nn.Conv2d(8, 6, 3), nn.Conv2d(6, 6, 1), nn.Conv2d(6, 6, 1))
+            self.fc = nn.Linear(54, 2)
+
+        def forward(self, x):
+            for at, row in enumerate(self.rows):
+                x = context(row, x) if (at == 0) == first else row(x)
+            return self.fc(x.flatten(1))
+
+    return Under()
+
+
+def without_gradients(row, x):
+    with torch.no_grad():
+        return row(x)
+
+
+def inferred(row, x):
+    with torch.inference_mode():
+        x = row(x)
+    return x.clone()
+
+
+def checkpointed(reentrant):
+    def run(row, x):
+        x = x if x.requires_grad else x.requires_grad_()
+        return checkpoint(row, x, use_reentrant=reentrant)
+
+    return run
+
+
+PARTS = {
+    "no_grad": without_gradients,
+    "inference": inferred,
+    "checkpoint": checkpointed(False),
+    "reentrant checkpoint": checkpointed(True),
+}
+
+
+@pytest.mark.parametrize("first", [True, False])
+@pytest.mark.parametrize("name", PARTS)
+def test_parts_without_gradients_or_with_others(name, first, device):
+    """They have their weights made alone, and the others of the group keep their gradients."""
+    torch.manual_seed(0)
+    model = ksm.add_task(under(PARTS[name], first).to(device), 3, head="fc").train()
+    expected = step(model)
+    assert len(expected[1]) >= 2
+    with together(model):
+        assert_close(step(model), expected)
+
+
+@pytest.mark.parametrize("first", [True, False])
+@pytest.mark.parametrize("inside", [True, False])
+def test_parts_in_another_precision(inside, first, device):
+    def other(row, x):
+        with torch.autocast(device, torch.bfloat16, enabled=inside):
+            return row(x.float()).float()
+
+    torch.manual_seed(0)
+    model = ksm.add_task(under(other, first).to(device), 3, head="fc").train()
+
+    def found():
+        with torch.autocast(device, torch.bfloat16, enabled=not inside):
+            return step(model)
+
+    expected = found()
+    with together(model):
+        out, gradients = found()
+    torch.testing.assert_close(out, expected[0], rtol=0.02, atol=0.02)
+    for one, two in zip(gradients, expected[1], strict=True):
+        torch.testing.assert_close(one, two, rtol=0.1, atol=0.05 * float(two.abs().max()))
+
+
+def test_a_layer_that_works_on_its_weight_itself_has_it_in_full_precision(device):
+    seen = []
+
+    class Standardised(nn.Conv2d):
+        def forward(self, x):
+            weight = self.weight
+            seen.append(weight.dtype)
+            weight = weight - weight.mean((1, 2, 3), keepdim=True)
+            return nn.functional.conv2d(x, weight)
+
+    backbone = nn.Sequential(Standardised(8, 6, 3), nn.Flatten(), nn.Linear(54, 2)).to(device)
+    model = ksm.add_task(backbone, 3, head="2").train()
+    with together(model), torch.autocast(device, torch.bfloat16):
+        step(model)
+    assert seen == [torch.float32]
+
+
+def test_a_layer_that_is_not_used_has_no_gradient(device):
+    class Unused(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.unused = nn.Conv2d(8, 6, 3), nn.Conv2d(6, 6, 1)
+            self.fc = nn.Linear(54, 2)
+
+        def forward(self, x):
+            return self.fc(self.first(x).flatten(1))
+
+    model = ksm.add_task(Unused().to(device), 3, head="fc").train()
+    with together(model):
+        step(model)
+    scores = [part.parametrizations.weight[0].score.grad for part in (model.first, model.unused)]
+    assert scores[0] is not None and scores[1] is None
 
 
 class Block(nn.Module):

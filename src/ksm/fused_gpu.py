@@ -93,15 +93,18 @@ class Layer:
 @functools.cache
 def works(device: torch.device) -> bool:
     """Whether Triton can compile for the device: it needs a C compiler too."""
-    score = nn.Parameter(torch.ones(1, 1, device=device))
-    cut = Layout((1, 1), (1, 1), (1, 1))
-    layer = Layer(torch.ones(1, 1, device=device), score, torch.ones((), device=device), cut)
-    try:
-        (made,) = AllMasked([layer], beta=1.0, tau=0.0, alpha=0.5, scaling="minmax")()
-        made.sum().backward()
-        return score.grad is not None and score.grad.isfinite().all().item() is True
-    except Exception:
-        return False
+    with torch.inference_mode(False), torch.enable_grad():
+        one = torch.ones(1, 1, device=device, dtype=torch.float32)
+        score = nn.Parameter(one.clone())
+        layer = Layer(one, score, one[0, 0], Layout((1, 1), (1, 1), (1, 1)))
+        try:
+            (made,) = AllMasked([layer], beta=1.0, tau=0.0, alpha=0.5, scaling="minmax")()
+            made.sum().backward()
+        except torch.OutOfMemoryError:
+            raise
+        except Exception:
+            return False
+        return True
 
 
 class AllMasked:
@@ -178,7 +181,8 @@ class _AllMasked(torch.autograd.Function):
         table = masked.table()
         weights = [each.weight for each in masked.layers]
         ctx.masked = masked
-        ctx.save_for_backward(*scores, *weights)
+        temperatures = [each.temperature for each in masked.layers]
+        ctx.save_for_backward(*scores, *weights, *temperatures)
         ctx.set_materialize_grads(False)
         kind = scores[0].device.type
         asked = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else torch.float32
@@ -196,7 +200,8 @@ class _AllMasked(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
         masked: AllMasked = ctx.masked
         table = masked.table()
-        scores, weights = ctx.saved_tensors[: len(gradients)], ctx.saved_tensors[len(gradients) :]
+        count = len(gradients)
+        scores, weights = ctx.saved_tensors[:count], ctx.saved_tensors[count : 2 * count]
         given = [each for each in gradients if each is not None]
         if not given:
             return None, *gradients
@@ -211,7 +216,8 @@ class _AllMasked(torch.autograd.Function):
             _differentiate[(table.parts,)](
                 table.rows, table.layer, gradient, made, masked.tau, masked.beta, PART
             )
-        return None, *_views(made, table.scores, scores)
+        found = zip(_views(made, table.scores, scores), gradients, strict=True)
+        return None, *(view if each is not None else None for view, each in found)
 
 
 def _on(device: torch.device) -> Any:
@@ -276,7 +282,8 @@ def _multiply(table, layers, lows, highs, made, tau, alpha, PART: tl.constexpr):
         high = tl.maximum(high, tl.load(highs + first + part, mask=there, other=float("-inf")))
     lowest = tl.min(low)
     span = tl.max(high) - lowest
-    fraction = tl.where(span > 0, tl.div_rn(score - lowest, tl.where(span > 0, span, 1.0)), 1.0)
+    one = tl.where(score == score, 1.0, score)  # what is no number stays none
+    fraction = tl.where(span > 0, tl.div_rn(score - lowest, tl.where(span > 0, span, 1.0)), one)
     factor = tl.where(score >= tau, 1.0, alpha * fraction)
 
     weights = tl.load(row + _WEIGHT).to(tl.pointer_type(tl.float32))

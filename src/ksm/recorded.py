@@ -6,6 +6,7 @@ for all of them at once; what Python does in between is done when it is recorded
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterable
 
 import torch
@@ -21,7 +22,8 @@ class Recorded:
     """`work`, recorded for inputs of the first ones' shapes; for others it runs as usual.
 
     What it reads and writes beside its inputs must stay where it is, and each step must be the same
-    work but for the numbers. Gradients are those of the last step alone.
+    work but for the numbers: what Python draws, counts or decides stays as it was when it was
+    recorded, and hooks are not called. Gradients are those of the last step alone.
 
     Args:
         work: from inputs to a tensor, with a backward pass.
@@ -33,6 +35,7 @@ class Recorded:
         self.parameters = [each for each in parameters if each.requires_grad]
         self.inputs: list[Tensor] = []
         self.before = FIRST
+        self.stream = torch.cuda.Stream()
         self.graph: torch.cuda.CUDAGraph | None = None
 
     def __call__(self, *inputs: Tensor) -> Tensor:
@@ -58,23 +61,26 @@ class Recorded:
 
     def _aside(self, *inputs: Tensor) -> Tensor:
         """As usual, but on a stream of its own, as when it is recorded."""
-        here, aside = torch.cuda.current_stream(), torch.cuda.Stream()
-        aside.wait_stream(here)
-        with torch.cuda.stream(aside):
+        here = torch.cuda.current_stream()
+        self.stream.wait_stream(here)
+        with torch.cuda.stream(self.stream):
             made = self.work(*inputs)
-        here.wait_stream(aside)
+        here.wait_stream(self.stream)
         return made
 
     def _record(self) -> torch.cuda.CUDAGraph:
-        graph = torch.cuda.CUDAGraph()
+        graph, here, before = torch.cuda.CUDAGraph(), torch.cuda.current_stream(), sys.exception()
         try:
-            with torch.cuda.graph(graph):
+            with torch.cuda.graph(graph, stream=self.stream):
                 self.made = self.work(*self.inputs)
         except RuntimeError as error:
-            first: BaseException = error
-            while first.__context__:  # the recording's end fails too, and hides why
+            torch.cuda.set_stream(here)  # torch does not, where the recording's end fails
+            first: BaseException = error  # which hides why
+            while first.__context__ and first.__context__ is not before:
                 first = first.__context__
-            reason = str(first).strip().splitlines()[0]
+            if not isinstance(first, RuntimeError) or isinstance(first, torch.OutOfMemoryError):
+                raise first from None
+            reason = (str(first).strip() or type(first).__name__).splitlines()[0]
             raise KsmError(
                 f"the steps cannot be recorded as a CUDA graph ({reason}): train without graph"
             ) from error

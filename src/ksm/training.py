@@ -51,8 +51,9 @@ class Training:
         memory: most, less or least, which takes more time; see `ksm.memory`.
         compile: let torch compile the steps, see `ksm.compiled`; images that are left over when an
             epoch is cut into batches are then left out, since their step would be another graph.
-        graph: record a step as a CUDA graph and replay it, see `ksm.recorded`; where not all steps
-            of a phase are alike, they are taken as usual.
+        graph: record a step as a CUDA graph and replay it, see `ksm.recorded`; phases of a method
+            whose steps are not all alike are trained as usual. Not for networks that draw or
+            count in Python while they train.
         patience: stop after so many epochs without a better validation accuracy; None: never.
         augment, min_area: see `ksm.data.load.Images`.
         precision: "no", "bf16" or "fp16", as in accelerate.

@@ -117,7 +117,7 @@ class KSM(Scored):
             self.groups(model, head),
             before_step=before_step,
             penalty=size if self.rate else None,
-            repeats=self.round_from in (0, 1),
+            repeats=self.round_from == 1,  # rounding reads its levels from the CPU
         )
         return (yield phase)
 
@@ -161,8 +161,9 @@ def together(
     """
     m = masks[0].method
     each = list(zip(masks, weights, strict=True))
-    if layers := [layer for mask, weight in each if (layer := mask._on_gpu(weight))]:
+    if weights[0].device.type in GPUS:
         gpu: Any = fast("fused_gpu")
+        layers = [mask._on_gpu(weight) for mask, weight in each]
         return gpu.AllMasked(layers, beta=m.beta, tau=m.tau, alpha=m.alpha, scaling=m.scaling)
     cpu: Any = fast("fused_training")
     masked = cpu.Masked([(weight, mask.score) for mask, weight in each])
@@ -215,12 +216,13 @@ class SoftMask(ScoreMask):
 
     def goes_together(self, weight: Tensor) -> bool:
         """Whether the masked weight can be made `together` with those of other layers."""
-        return self._on_gpu(weight) is not None or self._fused(weight) is not None
+        on_gpu = weight.device.type in GPUS
+        return (self._on_gpu(weight) if on_gpu else self._fused(weight)) is not None
 
     def _on_gpu(self, weight: Tensor) -> Any:
         """A `ksm.fused_gpu.Layer` where its kernels can make the masked weight, else None."""
         exact = not self.method.noise and not isinstance(self.alpha, Tensor)
-        fused = fast("fused_gpu") if weight.device.type in GPUS and exact else None
+        fused = fast("fused_gpu") if exact else None
         if not fused or self.method.scaling not in fused.SCALINGS or not fused.works(weight.device):
             return None
         layer = fused.Layer(weight, self.score, self.temperature, self.layout)
