@@ -28,6 +28,10 @@ WAYS: dict[str, dict[str, Any]] = {
     "ksm from layer3": {"method": {"mask_from": "layer3"}},
     "ksm from layer3, less": {"method": {"mask_from": "layer3"}, "memory": "less"},
     "ksm from layer3, least": {"method": {"mask_from": "layer3"}, "memory": "least"},
+    "ksm from layer3, less, pointwise 4": {
+        "method": {"mask_from": "layer3", "pointwise": 4},
+        "memory": "less",
+    },
     "ksm from layer3, least, pointwise 4": {
         "method": {"mask_from": "layer3", "pointwise": 4},
         "memory": "least",

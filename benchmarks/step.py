@@ -36,6 +36,7 @@ from ksm.compare.report import table
 from ksm.joining import joined
 from ksm.layout import can_mask
 from ksm.memory import Memory, twice
+from ksm.order import ordered
 from ksm.shortcut import short
 from ksm.together import together
 
@@ -196,6 +197,7 @@ def steps_of(
         if memory == "most":
             return step_by(model, optimizer, images, compiled=compiled)
 
+        shortcuts.enter_context(ordered(model, torch.channels_last, frozen=False))
         step = step_by(
             model, optimizer, images, within=joined(model) if memory == "less" else model
         )
@@ -243,6 +245,9 @@ def steps_of(
         "ksm, least memory": ours(ksm.KSM(), memory="least"),
         "ksm from layer3": ours(ksm.KSM(mask_from="layer3")),
         "ksm from layer3, less memory": ours(ksm.KSM(mask_from="layer3"), memory="less"),
+        "ksm from layer3, less memory, pointwise 4": ours(
+            ksm.KSM(mask_from="layer3", pointwise=4), memory="less"
+        ),
         "ksm from layer3, least memory": ours(ksm.KSM(mask_from="layer3"), memory="least"),
         "no masks": step_by(plain, adam(small, **rate), images),
         "convolutions": convolutions(backbone, images, bf16),

@@ -97,6 +97,47 @@ def test_any_shape(name, part, order, threads, monkeypatch):
     check_cut(weight, KSM().cut(layer))
 
 
+@pytest.mark.parametrize("part", [1, 300, fused.PART])
+@pytest.mark.parametrize("name", CUTS)
+def test_masked_weights_in_another_order(name, part, threads, monkeypatch):
+    """They and the gradients have the values that they have in the weights' own order."""
+    monkeypatch.setattr(fused, "PART", part)
+    torch.manual_seed(0)
+    layer = CUTS[name]()
+    weight, upstream = layer.weight.detach(), torch.randn_like(layer.weight)
+    score = scores_of(KSM().cut(layer).units)
+    last = torch.channels_last
+    turns = weight.dim() == 4
+    for scaling in SCALINGS:
+        found = []
+        for order in (torch.preserve_format, last):
+            leaf = score.clone().requires_grad_()
+            made = fused.masked(weight, leaf, order, **SETTINGS[0], scaling=scaling)
+            assert not turns or made.is_contiguous(
+                memory_format=torch.contiguous_format if order == torch.preserve_format else last
+            )
+            made.backward(upstream.contiguous(memory_format=last) if turns else upstream)
+            found.append((made, leaf.grad))
+        assert torch.equal(found[0][0], found[1][0])
+        bound = 1e-6 * float(found[0][1].abs().max())
+        torch.testing.assert_close(found[1][1], found[0][1], rtol=1e-4, atol=bound)
+
+
+def test_units_of_several_kernels_and_weights_in_that_order_stay_in_their_own():
+    last = torch.channels_last
+    for build, method in [
+        (lambda: nn.Conv2d(16, 8, 3), KSM(granularity="group")),
+        (lambda: nn.Conv2d(16, 8, 3).to(memory_format=last), KSM()),
+        (lambda: nn.Conv2d(24, 11, 1), KSM(pointwise=4)),
+        (lambda: nn.Linear(37, 9), KSM(granularity="channel")),
+    ]:
+        weight = build().weight.detach()
+        score = scores_of(method.cut(build()).units).requires_grad_()
+        made = fused.masked(weight, score, last, **SETTINGS[0], scaling="minmax")
+        assert made.stride() == weight.stride()
+        torch.testing.assert_close(made, plain(weight, score, **SETTINGS[0], scaling="minmax"))
+
+
 UNITS = {
     "several kernels": (lambda: nn.Conv2d(24, 11, 1), KSM(pointwise=4)),
     "many kernels, large": (lambda: nn.Conv2d(512, 301, 1), KSM(pointwise=16)),

@@ -205,6 +205,19 @@ def test_frozen_weights_stay_where_they_are_in_less_memory():
                 assert parameter.data_ptr() == places[name], name
 
 
+@pytest.mark.skipif(fast("fused_training") is None, reason="numba is not installed")
+@pytest.mark.parametrize("memory", ["less", "least"])
+def test_masked_weights_have_the_order_of_the_images_in_less_memory(memory):
+    last = torch.channels_last
+    model = ksm.add_task(resnet18(weights=None), 5).train()
+    usual = [set(vars(each)) for each in model.modules()]
+    with ordered(model, last, frozen=False), within(model, memory):
+        weight = model.layer1[0].conv1.weight
+        assert weight.is_contiguous(memory_format=last) and not weight.is_contiguous()
+    assert model.layer1[0].conv1.weight.is_contiguous()
+    assert [set(vars(each)) for each in model.modules()] == usual
+
+
 def test_unknown_memory_is_told():
     with pytest.raises(KsmError, match="memory 'all': expected one of most, less, least"):
         ksm.Training(memory="all")

@@ -70,14 +70,20 @@ def _order(weight: Tensor, score: Tensor) -> torch.memory_format:
     return torch.channels_last
 
 
-def masked(weight: Tensor, score: Tensor, **settings: Unpack[Settings]) -> Tensor:
+def masked(
+    weight: Tensor,
+    score: Tensor,
+    order: torch.memory_format = torch.preserve_format,
+    **settings: Unpack[Settings],
+) -> Tensor:
     """`M * W`, with `M` as from `ksm.mask.soft_mask`, up to the rounding of the last bits; it has
     no second derivative.
 
     Args:
         weight, score: of a layer that `fits`.
+        order: see `Masked`.
     """
-    (made,) = Masked([(weight, score)])([settings])
+    (made,) = Masked([(weight, score)], order)([settings])
     return made
 
 
@@ -86,9 +92,15 @@ class Masked:
 
     Args:
         layers: the weight and score of each; they fit at each call.
+        order: of the masked weights in memory; channels last only where a unit is a kernel.
     """
 
-    def __init__(self, layers: Sequence[tuple[Tensor, Tensor]]) -> None:
+    def __init__(
+        self,
+        layers: Sequence[tuple[Tensor, Tensor]],
+        order: torch.memory_format = torch.preserve_format,
+    ) -> None:
+        self.order = order
         self.weights = [weight for weight, _ in layers]
         self.scores = [score for _, score in layers]
         self.settings: list[Settings] = []
@@ -98,7 +110,7 @@ class Masked:
         if settings != self.settings:
             self.settings = list(settings)
             each = zip(self.weights, self.scores, settings, strict=True)
-            self.layers = [_Layer.of(weight, score, one) for weight, score, one in each]
+            self.layers = [_Layer.of(weight, score, one, self.order) for weight, score, one in each]
         made: Any = _Masked.apply(self.layers, self.weights, *self.scores)
         return made
 
@@ -134,7 +146,8 @@ class _Layer(ctypes.Structure):
 
     _fields_ = (
         ("next", ctypes.c_uint64),  # part to be done, where `taken` looks for it
-        *((name, ctypes.c_int64) for name in ("parts", "outputs", "inputs", "size", "apart")),
+        *((name, ctypes.c_int64) for name in ("parts", "outputs", "inputs", "size")),
+        *((name, ctypes.c_int64) for name in ("apart", "turned")),
         *((name, ctypes.c_uint64) for name in ("score", "weight", "gradient", "made")),
         *((name, ctypes.c_float) for name in ("tau", "slope", "alpha", "on_low", "on_high")),
         ("low", ctypes.c_int32 * PARTS),  # ranks, of each part
@@ -142,7 +155,9 @@ class _Layer(ctypes.Structure):
     )
 
     @classmethod
-    def of(cls, weight: Tensor, score: Tensor, settings: Settings) -> _Layer:
+    def of(
+        cls, weight: Tensor, score: Tensor, settings: Settings, order: torch.memory_format
+    ) -> _Layer:
         outputs, inputs = score.shape[:2]
         layer = cls(outputs=outputs, inputs=inputs, size=weight.numel() // score.numel())
         layer.parts = max(1, min(weight.numel() // PART, PARTS, outputs))
@@ -150,10 +165,14 @@ class _Layer(ctypes.Structure):
         layer.tau, layer.slope = settings["tau"], settings["beta"] / settings["temperature"]
         layer.alpha = 0.0 if scaling == "none" else settings["alpha"]
         layer.on_low, layer.on_high = _ON[scaling]
+        last, usual = torch.channels_last, torch.contiguous_format
+        kernels = weight.dim() == 4 and score.shape[1] == weight.shape[1] and layer.size > 1
+        layer.turned = order == last and _order(weight, score) == usual and kernels
         return layer
 
     def masked(self, score: Tensor, weight: Tensor) -> Tensor:
-        made = torch.empty_like(weight)
+        order = torch.channels_last if self.turned else torch.preserve_format
+        made = torch.empty_like(weight, memory_format=order)
         self.run((_find, _multiply), score, weight, made, made)
         return made
 
@@ -161,8 +180,9 @@ class _Layer(ctypes.Structure):
         """Of the scores, from that of the masked weight."""
         if gradient is None:
             return None
-        order = _order(weight, score)
-        weight, gradient = (each.contiguous(memory_format=order) for each in (weight, gradient))
+        order = torch.contiguous_format if self.turned else _order(weight, score)
+        weight = weight.contiguous(memory_format=order)
+        gradient = gradient.contiguous(memory_format=torch.channels_last if self.turned else order)
         score = score.contiguous()
         made = torch.empty_like(score)
         self.run((_differentiate,), score, weight, gradient, made)
@@ -225,6 +245,12 @@ def _shape(layer: Any) -> Any:
 
 
 @_plain
+def _turned_shape(layer: Any) -> Any:
+    """Of the masked weights and their gradients, where the weights lie in another order."""
+    return layer.outputs, layer.size, layer.inputs
+
+
+@_plain
 def _rank(score: Any) -> Any:
     """An int32 in place of a number, in the same order: LLVM makes vectors of comparing those. What
     is no number is beyond all others."""
@@ -270,6 +296,7 @@ def _multiply(data: Any) -> None:
     scores = carray(pointer(layer.score), (layer.outputs, layer.inputs), np.float32)
     weights = carray(pointer(layer.weight), _shape(layer), np.float32)
     made = carray(pointer(layer.made), _shape(layer), np.float32)
+    turned = carray(pointer(layer.made), _turned_shape(layer), np.float32)
     tau, alpha = layer.tau, layer.alpha
     lowest, highest = layer.low[0], layer.high[0]
     for part in range(1, layer.parts):
@@ -283,7 +310,12 @@ def _multiply(data: Any) -> None:
         if part >= layer.parts:
             return
         for o in _rows(layer, part):
-            if layer.apart:
+            if layer.turned:
+                for i in range(layer.inputs):
+                    factor = _factor(scores[o, i], tau, low, span, alpha, least)
+                    for k in range(layer.size):
+                        turned[o, k, i] = weights[o, i, k] * factor
+            elif layer.apart:
                 last = layer.size - 1
                 for i in range(layer.inputs):
                     made[o, last, i] = _factor(scores[o, i], tau, low, span, alpha, least)
@@ -322,13 +354,20 @@ def _differentiate(data: Any) -> None:
     made = carray(pointer(layer.made), (layer.outputs, layer.inputs), np.float32)
     weights = carray(pointer(layer.weight), _shape(layer), np.float32)
     gradients = carray(pointer(layer.gradient), _shape(layer), np.float32)
+    turned = carray(pointer(layer.gradient), _turned_shape(layer), np.float32)
     tau, slope = layer.tau, layer.slope
     while True:
         part = np.int64(taken(data))
         if part >= layer.parts:
             return
         for o in _rows(layer, part):
-            if layer.apart:
+            if layer.turned:
+                for i in range(layer.inputs):
+                    total = _0
+                    for k in range(layer.size):
+                        total += turned[o, k, i] * weights[o, i, k]
+                    made[o, i] = total
+            elif layer.apart:
                 for i in range(layer.inputs):
                     made[o, i] = gradients[o, 0, i] * weights[o, 0, i]
                 for k in range(1, layer.size):

@@ -8,6 +8,8 @@ from contextlib import contextmanager
 import torch
 from torch import nn
 
+from ksm.methods._masked import LayerMask
+
 WIDEST = 16
 """float32 numbers in the longest vector of a processor."""
 
@@ -50,7 +52,8 @@ def ordered(model: nn.Module, layout: torch.memory_format, frozen: bool = True) 
     depend on it, and a task shall give in training, from its file, and in an `Engine` the same.
 
     Args:
-        frozen: those too that are not trained. They are copied, since others share them.
+        frozen: those too that are not trained. They are copied, since others share them; else
+            masks are told to give theirs in that order.
     """
     if layout == torch.contiguous_format:
         yield
@@ -62,11 +65,16 @@ def ordered(model: nn.Module, layout: torch.memory_format, frozen: bool = True) 
         for each in (*layer.parameters(), *layer.buffers())
         if each.dim() == 4 and (frozen or each.requires_grad)
     ]
+    masks = [] if frozen else [each for each in model.modules() if isinstance(each, LayerMask)]
     shared = {id(p): p.data for p in model.parameters() if not p.requires_grad}
     try:
         for each in tensors:
             each.data = each.data.contiguous(memory_format=layout)
+        for mask in masks:
+            mask.order = layout
         yield
     finally:
+        for mask in masks:
+            vars(mask).pop("order", None)
         for each in tensors:
             each.data = shared[id(each)] if id(each) in shared else each.data.contiguous()

@@ -136,6 +136,9 @@ class Scored(Masked):
 class LayerMask(nn.Module):
     """Parametrization of one layer's weight: `W_t = M * W`, with `M` of shape `layout.units`."""
 
+    order: torch.memory_format = torch.preserve_format
+    """Of the masked weight in memory, where the mask can give it in another than the weight's."""
+
     def __init__(self, layer: nn.Module, method: Masked) -> None:
         super().__init__()
         self.layout = method.cut(layer)

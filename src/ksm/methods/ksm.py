@@ -198,14 +198,14 @@ class SoftMask(ScoreMask):
 
     def forward(self, weight: Tensor) -> Tensor:
         if fused := self._fused(weight):
-            return fused.masked(weight, self.score, **self._settings())
+            return fused.masked(weight, self.score, self.order, **self._settings())
         return super().forward(weight)
 
     def shortcut(self, weight: Tensor) -> Callable[[], Tensor] | None:
         fused = self._fused(weight)
         if not fused:
             return None
-        masked = fused.Masked([(weight, self.score)])
+        masked = fused.Masked([(weight, self.score)], self.order)
         return lambda: self(weight) if self.is_rounded() else masked([self._settings()])[0]
 
     def _fused(self, weight: Tensor) -> Any:
