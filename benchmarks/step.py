@@ -189,18 +189,19 @@ def steps_of(
         shortcut: Literal["", "alone", "together"] = "together",
     ) -> Step:
         model = ksm.add_task(backbone, CLASSES, method=method).train()
-        if shortcut and not compiled:
+        optimizer = adam(ksm.parameter_groups(model))
+        if compiled:
+            return step_by(model, optimizer, images, compiled=True)
+        shortcuts.enter_context(ordered(model, torch.channels_last, frozen=memory == "most"))
+        if shortcut:
             shortcuts.enter_context(short(model))
             if memory == "most" and shortcut == "together":
                 shortcuts.enter_context(together(model))
-        optimizer = adam(ksm.parameter_groups(model))
-        if memory == "most":
-            return step_by(model, optimizer, images, compiled=compiled)
-
-        shortcuts.enter_context(ordered(model, torch.channels_last, frozen=False))
         step = step_by(
             model, optimizer, images, within=joined(model) if memory == "less" else model
         )
+        if memory == "most":
+            return step
 
         def in_less_memory() -> None:
             with made_again() if memory == "less" else twice(model):

@@ -557,13 +557,15 @@ def test_a_mask_is_made_once_for_a_whole_validation(monkeypatch):
 @pytest.mark.parametrize("method", ["ksm", "finetune", "packnet"])
 def test_weights_have_the_order_of_the_inputs_while_training_and_their_own_after(method):
     backbone = tiny()
-    model = ksm.add_task(backbone, 3, method=method)
+    model = ksm.add_task(backbone, 3, method=method).train()
     before = {name: (p.data_ptr(), p.detach().clone()) for name, p in model.named_parameters()}
-    wide = [p for p in model.parameters() if p.dim() == 4 and min(p.shape[1:3]) > 1]
+    layers = [model.stem, model.body]
     with pytest.raises(KeyboardInterrupt), ordered(model, torch.channels_last):
-        assert all(p.is_contiguous(memory_format=torch.channels_last) for p in wide)
-        assert not any(p.is_contiguous() for p in wide)
+        for layer in layers:
+            assert layer.weight.is_contiguous(memory_format=torch.channels_last)
+            assert not layer.weight.is_contiguous()
         raise KeyboardInterrupt
+    assert all(layer.weight.is_contiguous() for layer in layers)
     for name, parameter in model.named_parameters():
         place, values = before[name]
         assert parameter.is_contiguous() and torch.equal(parameter, values), name
@@ -630,20 +632,19 @@ def test_weights_have_that_order_in_each_step_of_training(colours):
 
     class Spy(Watcher):
         def step(self, progress):
-            seen.append(wide[0].is_contiguous(memory_format=torch.channels_last))
+            seen.append(models[-1].body.weight.is_contiguous(memory_format=torch.channels_last))
 
-    wide = []
+    models = []
     real = ksm.training.ordered
 
     def ordered_too(model, layout, frozen):
-        wide[:] = [each for each in model.parameters() if each.dim() == 4 and each.shape[1] > 1]
-        wide[:] = [each for each in wide if each.shape[2] > 1]
+        models.append(model)
         return real(model, layout, frozen)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(ksm.training, "ordered", ordered_too)
         learn(colours, watcher=Spy())
-    assert seen and all(seen) and wide[0].is_contiguous()
+    assert seen and all(seen) and models[-1].body.weight.is_contiguous()
 
 
 @pytest.mark.parametrize("twice", [False, True])

@@ -70,6 +70,14 @@ def _order(weight: Tensor, score: Tensor) -> torch.memory_format:
     return torch.channels_last
 
 
+def can_turn(weight: Tensor, score: Tensor) -> bool:
+    """Whether the masked weight of a layer that `fits` can be channels last where the weight is in
+    torch's order: a convolution's in two dimensions, of more than a weight a kernel, each of which
+    is a unit."""
+    kernels = weight.dim() == 4 and score.shape[:2] == weight.shape[:2]
+    return kernels and weight.numel() > score.numel() and weight.is_contiguous()
+
+
 def masked(
     weight: Tensor,
     score: Tensor,
@@ -83,7 +91,7 @@ def masked(
         weight, score: of a layer that `fits`.
         order: see `Masked`.
     """
-    (made,) = Masked([(weight, score)], order)([settings])
+    (made,) = Masked([(weight, score, order)])([settings])
     return made
 
 
@@ -91,26 +99,22 @@ class Masked:
     """`masked` of some layers, as often as it is called: one operation for autograd.
 
     Args:
-        layers: the weight and score of each; they fit at each call.
-        order: of the masked weights in memory; channels last only where a unit is a kernel.
+        layers: of each its weight and score, which fit at each call, and the order of the masked
+            weight in memory: channels last only where it `can_turn`.
     """
 
-    def __init__(
-        self,
-        layers: Sequence[tuple[Tensor, Tensor]],
-        order: torch.memory_format = torch.preserve_format,
-    ) -> None:
-        self.order = order
-        self.weights = [weight for weight, _ in layers]
-        self.scores = [score for _, score in layers]
+    def __init__(self, layers: Sequence[tuple[Tensor, Tensor, torch.memory_format]]) -> None:
+        self.weights = [weight for weight, _, _ in layers]
+        self.scores = [score for _, score, _ in layers]
+        self.orders = [order for _, _, order in layers]
         self.settings: list[Settings] = []
 
     def __call__(self, settings: Sequence[Settings]) -> tuple[Tensor, ...]:
         """Args: settings: of each layer."""
         if settings != self.settings:
             self.settings = list(settings)
-            each = zip(self.weights, self.scores, settings, strict=True)
-            self.layers = [_Layer.of(weight, score, one, self.order) for weight, score, one in each]
+            each = zip(self.weights, self.scores, settings, self.orders, strict=True)
+            self.layers = [_Layer.of(*one) for one in each]
         made: Any = _Masked.apply(self.layers, self.weights, *self.scores)
         return made
 
@@ -165,9 +169,7 @@ class _Layer(ctypes.Structure):
         layer.tau, layer.slope = settings["tau"], settings["beta"] / settings["temperature"]
         layer.alpha = 0.0 if scaling == "none" else settings["alpha"]
         layer.on_low, layer.on_high = _ON[scaling]
-        last, usual = torch.channels_last, torch.contiguous_format
-        kernels = weight.dim() == 4 and score.shape[1] == weight.shape[1] and layer.size > 1
-        layer.turned = order == last and _order(weight, score) == usual and kernels
+        layer.turned = order == torch.channels_last and can_turn(weight, score)
         return layer
 
     def masked(self, score: Tensor, weight: Tensor) -> Tensor:

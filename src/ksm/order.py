@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import torch
 from torch import nn
 
-from ksm.methods._masked import LayerMask
+from ksm.shortcut import alone
 
 WIDEST = 16
 """float32 numbers in the longest vector of a processor."""
@@ -51,30 +51,32 @@ def ordered(model: nn.Module, layout: torch.memory_format, frozen: bool = True) 
     Elsewhere they are in torch's usual order, since the last bits of what a convolution gives
     depend on it, and a task shall give in training, from its file, and in an `Engine` the same.
 
+    A frozen weight is copied for it, since others share it; not where its mask can give the masked
+    one in that order.
+
     Args:
-        frozen: those too that are not trained. They are copied, since others share them; else
-            masks are told to give theirs in that order.
+        frozen: frozen weights too, at the price of the copies.
     """
     if layout == torch.contiguous_format:
         yield
         return
+    masks = {id(weight): mask for _, mask, weight in alone(model) if mask.can_turn(weight)}
     tensors = [
         each
         for layer in model.modules()
         if isinstance(layer, nn.Conv2d)
         for each in (*layer.parameters(), *layer.buffers())
-        if each.dim() == 4 and (frozen or each.requires_grad)
+        if each.dim() == 4 and (frozen or each.requires_grad) and id(each) not in masks
     ]
-    masks = [] if frozen else [each for each in model.modules() if isinstance(each, LayerMask)]
     shared = {id(p): p.data for p in model.parameters() if not p.requires_grad}
     try:
         for each in tensors:
             each.data = each.data.contiguous(memory_format=layout)
-        for mask in masks:
+        for mask in masks.values():
             mask.order = layout
         yield
     finally:
-        for mask in masks:
+        for mask in masks.values():
             vars(mask).pop("order", None)
         for each in tensors:
             each.data = shared[id(each)] if id(each) in shared else each.data.contiguous()

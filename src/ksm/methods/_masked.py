@@ -137,7 +137,7 @@ class LayerMask(nn.Module):
     """Parametrization of one layer's weight: `W_t = M * W`, with `M` of shape `layout.units`."""
 
     order: torch.memory_format = torch.preserve_format
-    """Of the masked weight in memory, where the mask can give it in another than the weight's."""
+    """Of the masked weight in memory, where the mask `can_turn` it."""
 
     def __init__(self, layer: nn.Module, method: Masked) -> None:
         super().__init__()
@@ -157,6 +157,10 @@ class LayerMask(nn.Module):
 
     def is_random(self) -> bool:
         """Whether the mask is another one each time."""
+        return False
+
+    def can_turn(self, weight: Tensor) -> bool:
+        """Whether it can give the masked weight channels last where the weight is not."""
         return False
 
     def shortcut(self, weight: Tensor) -> Callable[[], Tensor] | None:

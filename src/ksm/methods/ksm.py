@@ -166,7 +166,7 @@ def together(
         layers = [mask._on_gpu(weight) for mask, weight in each]
         return gpu.AllMasked(layers, beta=m.beta, tau=m.tau, alpha=m.alpha, scaling=m.scaling)
     cpu: Any = fast("fused_training")
-    masked = cpu.Masked([(weight, mask.score) for mask, weight in each])
+    masked = cpu.Masked([(weight, mask.score, mask.order) for mask, weight in each])
     return lambda: masked([mask._settings() for mask in masks])
 
 
@@ -201,11 +201,15 @@ class SoftMask(ScoreMask):
             return fused.masked(weight, self.score, self.order, **self._settings())
         return super().forward(weight)
 
+    def can_turn(self, weight: Tensor) -> bool:
+        fused = self._fused(weight)
+        return bool(fused) and fused.can_turn(weight, self.score)
+
     def shortcut(self, weight: Tensor) -> Callable[[], Tensor] | None:
         fused = self._fused(weight)
         if not fused:
             return None
-        masked = fused.Masked([(weight, self.score)], self.order)
+        masked = fused.Masked([(weight, self.score, self.order)])
         return lambda: self(weight) if self.is_rounded() else masked([self._settings()])[0]
 
     def _fused(self, weight: Tensor) -> Any:
