@@ -365,10 +365,15 @@ def line(times: Times) -> str:
     )
 
 
+def few(steps: dict[str, Step]) -> dict[str, Step]:
+    return {name: steps[name] for name in (*RIVALS, "ksm", "no masks")}
+
+
 def main() -> None:
     arguments = argparse.ArgumentParser()
     arguments.add_argument("--repeats", type=int, default=20)
     arguments.add_argument("--quick", action="store_true", help="resnet18 at 64 pixels alone")
+    arguments.add_argument("--few", action="store_true", help="the rows alone that the line needs")
     arguments.add_argument("--device", default="cpu")
     arguments.add_argument("--batch", type=int, default=BATCH)
     arguments.add_argument("--bf16", action="store_true")
@@ -381,8 +386,7 @@ def main() -> None:
     keep_freed_blocks()
     if given.quick:
         with steps_of(NETWORKS["resnet18"]().eval(), 64) as steps:
-            named = {name: steps[name] for name in (*RIVALS, "ksm", "no masks")}
-            print(line(in_turns(named, given.repeats)))
+            print(line(in_turns(few(steps), given.repeats)))
         return
     name = torch.cuda.get_device_name() if given.device == "cuda" else given.device
     found: dict[str, Any] = {"device": name, "batch": given.batch, "seconds": {}, "shares": {}}
@@ -394,7 +398,8 @@ def main() -> None:
                 NETWORKS[network]().eval(), size, given.batch, given.device, given.bf16,
                 given.compile, given.graphs,
             ) as steps:  # fmt: skip
-                times = found["seconds"][case] = in_turns(steps, given.repeats)
+                chosen = few(steps) if given.few else steps
+                times = found["seconds"][case] = in_turns(chosen, given.repeats)
                 part = {} if given.graphs else shares(steps["ksm"], given.device == "cuda")
             rows = [
                 [step, ms(each, ".1f"), *(over(each, times[rival]) for rival in RIVALS)]
