@@ -13,7 +13,7 @@ import ksm
 import ksm.again
 from ksm import KSM, KsmError
 from ksm._fast import fast
-from ksm.memory import blocks, twice, within
+from ksm.memory import MEMORIES, blocks, twice, within
 from ksm.order import ordered
 
 
@@ -196,24 +196,37 @@ def test_a_random_mask_is_kept():
         assert ksm.again.is_made_again(weight)
 
 
-def test_frozen_weights_stay_where_they_are_in_less_memory():
-    model = ksm.add_task(resnet18(weights=None), 5)
+@pytest.mark.parametrize("frozen", [False, True])
+def test_frozen_weights_stay_where_they_are(frozen):
+    """In less memory, and where their masks give the order."""
+    if frozen and fast("fused_training") is None:
+        pytest.skip("numba is not installed")
+    model = ksm.add_task(resnet18(weights=None), 5).train()
     places = {name: p.data_ptr() for name, p in model.named_parameters()}
-    with ordered(model, torch.channels_last, frozen=False):
+    with ordered(model, torch.channels_last, frozen=frozen):
         for name, parameter in model.named_parameters():
             if not parameter.requires_grad:
                 assert parameter.data_ptr() == places[name], name
 
 
 @pytest.mark.skipif(fast("fused_training") is None, reason="numba is not installed")
-@pytest.mark.parametrize("memory", ["less", "least"])
-def test_masked_weights_have_the_order_of_the_images_in_less_memory(memory):
+@pytest.mark.parametrize("memory", MEMORIES)
+def test_masked_weights_have_the_order_of_the_images(memory):
     last = torch.channels_last
     model = ksm.add_task(resnet18(weights=None), 5).train()
     usual = [set(vars(each)) for each in model.modules()]
-    with ordered(model, last, frozen=False), within(model, memory):
+    seen = []
+
+    def look(*_):
         weight = model.layer1[0].conv1.weight
-        assert weight.is_contiguous(memory_format=last) and not weight.is_contiguous()
+        seen.append(weight.is_contiguous(memory_format=last) and not weight.is_contiguous())
+
+    hook = model.maxpool.register_forward_pre_hook(look)
+    with ordered(model, last, frozen=memory == "most"), within(model, memory) as run:
+        run(torch.randn(2, 3, 32, 32).contiguous(memory_format=last))
+        look()
+    hook.remove()
+    assert all(seen) and len(seen) >= (1 if memory == "less" else 2)
     assert model.layer1[0].conv1.weight.is_contiguous()
     assert [set(vars(each)) for each in model.modules()] == usual
 
