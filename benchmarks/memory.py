@@ -37,7 +37,7 @@ WAYS: dict[str, dict[str, Any]] = {
         "memory": "least",
     },
 }
-SIZES = (64, 128)
+SIZES = (64, 128, 224)
 ALLOCATORS = ("in use", "held")
 STEPS = {"in use": 3, "held": 5}
 RESULTS = Path("results/speed/memory")
