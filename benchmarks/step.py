@@ -366,6 +366,7 @@ def line(times: Times) -> str:
 
 
 def few(steps: dict[str, Step]) -> dict[str, Step]:
+    """Those that the line is about."""
     return {name: steps[name] for name in (*RIVALS, "ksm", "no masks")}
 
 

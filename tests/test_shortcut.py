@@ -28,6 +28,20 @@ def masked(method=None, make=lambda: nn.Conv2d(8, 6, 3), device="cpu"):
     return model
 
 
+def masks_of(model):
+    return [each for each in model.modules() if isinstance(each, SoftMask)]
+
+
+def in_the_course(*models):
+    """Shares of a training, with the masks as they are then, and scores that move."""
+    for share in (0.0, 0.25, 0.75):
+        for mask in (each for model in models for each in masks_of(model)):
+            mask.at(share)
+            with torch.no_grad():
+                mask.score += 1e-4
+        yield share
+
+
 def step(model):
     for parameter in model.parameters():
         parameter.grad = None
@@ -80,17 +94,10 @@ def test_it_follows_the_mask():
     """Its temperature, its rounding, its scores, and evaluation."""
     model = masked(KSM(temperature=20.0, temperature_end=2.0, round_from=0.5))
     other = copy.deepcopy(model)
-    masks = [
-        [each for each in one.modules() if isinstance(each, SoftMask)] for one in (model, other)
-    ]
     with short(model):
-        for share in (0.0, 0.25, 0.75):
-            for mask in (*masks[0], *masks[1]):
-                mask.at(share)
-                with torch.no_grad():
-                    mask.score += 1e-4
+        for _ in in_the_course(model, other):
             assert_same(step(model), step(other))
-        for mask in masks[0]:
+        for mask in masks_of(model):
             mask.score.data = mask.score.data.clone()
         assert_same(step(model), step(other))
         model.eval(), other.eval()

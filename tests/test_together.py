@@ -14,9 +14,8 @@ import ksm
 from ksm import KSM
 from ksm._fast import fast
 from ksm.memory import within
-from ksm.methods.ksm import SoftMask
 from ksm.together import together
-from test_shortcut import masked, step
+from test_shortcut import in_the_course, masked, masks_of, step
 
 KINDS = {
     "numba": ("fused_training", "_Masked", "cpu"),
@@ -104,22 +103,14 @@ def test_it_follows_the_mask(device):
     """Its temperature, its rounding, its scores, and evaluation."""
     model = masked(KSM(temperature=20.0, temperature_end=2.0, round_from=0.5), device=device)
     other = copy.deepcopy(model)
-    masks = [
-        [each for each in one.modules() if isinstance(each, SoftMask)] for one in (model, other)
-    ]
     with together(model):
-        for share in (0.0, 0.25, 0.75):
-            for mask in (*masks[0], *masks[1]):
-                mask.at(share)
-                with torch.no_grad():
-                    mask.score += 1e-4
+        for share in in_the_course(model, other):
             joint, found = asked(model)
             assert joint == (share < 0.5)
             assert_close(found, step(other))
-        for mask in masks[0]:
+        for mask in masks_of(model):
             mask.score.data = mask.score.data.clone()
-            mask.rounds = False
-        for mask in masks[1]:
+        for mask in (*masks_of(model), *masks_of(other)):
             mask.rounds = False
         assert_close(step(model), step(other))
         model.eval(), other.eval()

@@ -397,7 +397,7 @@ def test_groups_choose_their_optimizer():
     weight, bias = model.fc.weight, model.fc.bias
     before = weight.detach().clone(), bias.detach().clone()
     gradients = []
-    weight.register_hook(lambda g: gradients.append(g.cpu()))
+    weight.register_hook(lambda g: gradients.append(g.cpu().clone()))
     groups = [
         {"params": [weight], "lr": 0.5, "optimizer": "sgd"},
         {"params": [bias], "lr": 0.01},

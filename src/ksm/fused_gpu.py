@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from ksm.layout import Layout
-from ksm.mask import Scaling
+from ksm.mask import ON_COUNTS, Scaling
 
 PART = 256
 """Units that one program does."""
@@ -35,13 +35,7 @@ ALIGNED = 64
 LARGEST = 16
 """Kernels of a unit at most: more are too much work for one thread."""
 
-_ON: dict[Scaling, tuple[float, float]] = {
-    "minmax": (math.inf, -math.inf),
-    "released": (0.0, 0.0),
-    "none": (0.0, 0.0),
-}
-"""By scaling, what a unit that is on counts as, for the smallest and for the largest off score."""
-SCALINGS = tuple(_ON)
+SCALINGS = tuple(ON_COUNTS)
 
 
 @dataclass(frozen=True)
@@ -122,7 +116,7 @@ class AllMasked:
         self.layers = layers
         self.beta, self.tau = beta, tau
         self.alpha = 0.0 if scaling == "none" else alpha
-        self.on = _ON[scaling]
+        self.on = ON_COUNTS[scaling]
         self.known: tuple[Any, ...] | None = None
 
     def __call__(self) -> tuple[Tensor, ...]:

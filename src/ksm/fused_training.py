@@ -26,20 +26,13 @@ from torch.utils._python_dispatch import _get_current_dispatch_mode
 from ksm._threads import cfunc, in_threads, njit, pointer, taken
 from ksm.again import all_is_kept, can_be_made_again
 from ksm.layout import Layout
-from ksm.mask import Scaling, Settings
+from ksm.mask import ON_COUNTS, Scaling, Settings
 
 PLAIN = (Tensor, nn.Parameter)
 PARTS = 64
 """Parts of a layer at most; one is done by one thread."""
 PART = 2**14
 """Weights of a part at least."""
-
-_ON: dict[Scaling, tuple[float, float]] = {
-    "minmax": (math.inf, -math.inf),
-    "released": (0.0, 0.0),
-    "none": (0.0, 0.0),
-}
-"""By scaling, what a unit that is on counts as, for the smallest and for the largest off score."""
 
 
 def fits(weight: Tensor, score: Tensor, cut: Layout, scaling: Scaling) -> bool:
@@ -52,7 +45,7 @@ def fits(weight: Tensor, score: Tensor, cut: Layout, scaling: Scaling) -> bool:
         type(weight) in PLAIN
         and type(score) in PLAIN
         and _get_current_dispatch_mode() is None
-        and scaling in _ON
+        and scaling in ON_COUNTS
         and not cut.transposed_groups
         and weight.shape[:2].numel() == score.numel() * cut.per_unit[1]
         and weight.dtype == score.dtype == torch.float32
@@ -168,7 +161,7 @@ class _Layer(ctypes.Structure):
         scaling = settings["scaling"]
         layer.tau, layer.slope = settings["tau"], settings["beta"] / settings["temperature"]
         layer.alpha = 0.0 if scaling == "none" else settings["alpha"]
-        layer.on_low, layer.on_high = _ON[scaling]
+        layer.on_low, layer.on_high = ON_COUNTS[scaling]
         layer.turned = order == torch.channels_last and can_turn(weight, score)
         return layer
 

@@ -17,6 +17,13 @@ from torch import Tensor
 
 Scaling = Literal["continuous", "detached", "minmax", "released", "none"]
 SCALINGS: tuple[Scaling, ...] = get_args(Scaling)
+ON_COUNTS: dict[Scaling, tuple[float, float]] = {
+    "minmax": (math.inf, -math.inf),
+    "released": (0.0, 0.0),
+    "none": (0.0, 0.0),
+}
+"""By scaling without a gradient, what a unit that is on counts as, for the smallest and for the
+largest off score of its layer."""
 Spacing = Literal["linear", "power"]
 SPACINGS: tuple[Spacing, ...] = get_args(Spacing)
 
