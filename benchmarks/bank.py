@@ -50,7 +50,7 @@ def main() -> None:
     arguments = argparse.ArgumentParser()
     arguments.add_argument("--tasks", type=int, default=10_000)
     count = arguments.parse_args().tasks
-    task = untrained(network(), "t", KSM())
+    task = untrained(network(), "t", KSM(mask_from=None))
     found: dict[str, Any] = {"tasks": count}
     with tempfile.TemporaryDirectory() as place:
         bank = Bank(place)

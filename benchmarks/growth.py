@@ -31,7 +31,7 @@ from ksm.data.sets import get
 from ksm.display import size
 
 METHODS: dict[str, ksm.Method] = {
-    "ksm": ksm.KSM(),
+    "ksm": ksm.KSM(mask_from=None),
     "packnet": ksm.PackNet(),
     "cpg": ksm.CPG(max_size=4.0),
 }

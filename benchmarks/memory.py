@@ -24,18 +24,12 @@ WAYS: dict[str, dict[str, Any]] = {
     "ksm": {"method": {}},
     "ksm, less": {"method": {}, "memory": "less"},
     "ksm, least": {"method": {}, "memory": "least"},
-    "ksm from layer2": {"method": {"mask_from": "layer2"}},
-    "ksm from layer3": {"method": {"mask_from": "layer3"}},
-    "ksm from layer3, less": {"method": {"mask_from": "layer3"}, "memory": "less"},
-    "ksm from layer3, least": {"method": {"mask_from": "layer3"}, "memory": "least"},
-    "ksm from layer3, less, pointwise 4": {
-        "method": {"mask_from": "layer3", "pointwise": 4},
-        "memory": "less",
-    },
-    "ksm from layer3, least, pointwise 4": {
-        "method": {"mask_from": "layer3", "pointwise": 4},
-        "memory": "least",
-    },
+    "ksm, less, pointwise 4": {"method": {"pointwise": 4}, "memory": "less"},
+    "ksm, least, pointwise 4": {"method": {"pointwise": 4}, "memory": "least"},
+    "ksm from stride 8": {"method": {"mask_from": "stride8"}},
+    "ksm everywhere": {"method": {"mask_from": None}},
+    "ksm everywhere, less": {"method": {"mask_from": None}, "memory": "less"},
+    "ksm everywhere, least": {"method": {"mask_from": None}, "memory": "least"},
 }
 SIZES = (64, 128, 224)
 ALLOCATORS = ("in use", "held")
@@ -146,11 +140,11 @@ def report(found: dict[str, Any]) -> None:
         "built. `in use`: each block of 64 KiB is given back to the system when it is freed, so "
         "that this is what the step needs at its worst moment, whatever the allocator. `held`: by "
         "a process as `ksm learn` has it, which keeps what it freed, or with `--memory least` "
-        "gives back blocks of 4 MiB. `less` and `least`: `--memory`; what is quickly made again is "
-        "not kept, or blocks of the network are computed a second time. What starting the mask at "
-        "`layer2` or `layer3` costs in accuracy is in results/stages, what `pointwise=4` costs in "
-        "results/sizes. One process a figure. Where `held` is less than `in use`, the process had "
-        "kept blocks before it began to train."
+        "gives back blocks of 4 MiB. `ksm`: with its defaults, masks from stride 16 on; "
+        "`everywhere`: on all layers, as published. `less` and `least`: `--memory`; what is "
+        "quickly made again is not kept, or blocks of the network are computed a second time. "
+        "What `pointwise=4` costs in accuracy is in results/sizes. One process a figure. Where "
+        "`held` is less than `in use`, the process had kept blocks before it began to train."
     )
     compiled = [one["held"]["compiled"] for case in measured.values() for one in case.values()]
     about += (

@@ -117,7 +117,10 @@ def main() -> None:
     repeats = parser.parse_args().repeats
     backbone = ksm.backbone(BACKBONE).eval()
     torch.manual_seed(0)
-    tasks = [untrained(backbone, f"task {i}", KSM()) for i in range(max(n for n, _ in BATCHES))]
+    tasks = [
+        untrained(backbone, f"task {i}", KSM(mask_from=None))
+        for i in range(max(n for n, _ in BATCHES))
+    ]
     with tempfile.TemporaryDirectory() as cache:
         os.environ["KSM_CACHE"] = cache  # so that layers are measured now, and not long ago
         batches = [batch_of(backbone, tasks[:n], each, repeats) for n, each in BATCHES]

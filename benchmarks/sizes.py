@@ -34,7 +34,10 @@ NETWORKS: dict[str, Callable[[], nn.Module] | None] = {
     "vgg16_bn": lambda: vgg16_bn(weights=None),
 }
 """None: pretrained, by its name in ksm."""
-METHODS = {"ksm": KSM(), "ksm, pointwise 4": KSM(pointwise=4)}
+METHODS = {
+    "ksm": KSM(mask_from=None),
+    "ksm, pointwise 4": KSM(mask_from=None, pointwise=4),
+}
 DOMAIN = "emoji-style"
 
 

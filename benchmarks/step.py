@@ -31,10 +31,9 @@ import ksm
 from ksm._malloc import keep_freed_blocks
 from ksm.again import made_again
 from ksm.backbones.describe import describe, new_head
-from ksm.clone import is_norm, replace
+from ksm.clone import replace
 from ksm.compare.report import table
 from ksm.joining import joined
-from ksm.layout import can_mask
 from ksm.memory import Memory, twice
 from ksm.order import ordered
 from ksm.shortcut import short
@@ -181,6 +180,7 @@ def steps_of(
     adam = partial(torch.optim.Adam, fused=True, capturable=graphs)
     sgd = partial(torch.optim.SGD, fused=True)
     step_by = partial(step_of, bf16=bf16)
+    rate = {"lr": 1e-4}
 
     def ours(
         method: ksm.Method,
@@ -209,15 +209,15 @@ def steps_of(
 
         return in_less_memory
 
-    tuned, tuned_sgd, usual, plain, built = (copied(backbone) for _ in range(5))
+    def without_masks(method: ksm.Method) -> Step:
+        """Plain weights where the method has masks; they get gradients, and are not stepped."""
+        start = method.mask_from
+        model = ksm.add_task(backbone, CLASSES, method=ksm.Finetune(mask_from=start))
+        small, _ = ksm.parameter_groups(model)
+        return step_by(model, adam(small["params"], **rate), images)
+
+    tuned, tuned_sgd, usual, built = (copied(backbone) for _ in range(4))
     rule = released(backbone)
-    small = [
-        parameter
-        for module in plain.modules()
-        if is_norm(module) or not can_mask(module)
-        for parameter in module.parameters(recurse=False)
-    ]
-    small += plain.get_submodule(describe(backbone).head).parameters()
     rules = [parameter for parameter in rule.parameters() if parameter.requires_grad]
 
     frozen = copy.deepcopy(backbone).to(memory_format=torch.channels_last)
@@ -226,7 +226,7 @@ def steps_of(
         with torch.no_grad(), torch.autocast(images.device.type, torch.bfloat16, enabled=bf16):
             frozen(images)
 
-    rate = {"lr": 1e-4}
+    everywhere = ksm.KSM(mask_from=None)
     steps: dict[str, Step] = {
         "fine-tuning, Adam": step_by(tuned, adam(tuned.parameters(), **rate), images),
         "fine-tuning, SGD": step_by(
@@ -239,18 +239,17 @@ def steps_of(
         "Piggyback": ours(ksm.Piggyback()),
         "BatchNorm and head": ours(ksm.BN()),
         "ksm": ours(ksm.KSM()),
-        "ksm, masks one by one": ours(ksm.KSM(), shortcut="alone"),
-        "ksm, no shortcut": ours(ksm.KSM(), shortcut=""),
-        "ksm, pointwise 4": ours(ksm.KSM(pointwise=4)),
         "ksm, less memory": ours(ksm.KSM(), memory="less"),
+        "ksm, less memory, pointwise 4": ours(ksm.KSM(pointwise=4), memory="less"),
         "ksm, least memory": ours(ksm.KSM(), memory="least"),
-        "ksm from layer3": ours(ksm.KSM(mask_from="layer3")),
-        "ksm from layer3, less memory": ours(ksm.KSM(mask_from="layer3"), memory="less"),
-        "ksm from layer3, less memory, pointwise 4": ours(
-            ksm.KSM(mask_from="layer3", pointwise=4), memory="less"
-        ),
-        "ksm from layer3, least memory": ours(ksm.KSM(mask_from="layer3"), memory="least"),
-        "no masks": step_by(plain, adam(small, **rate), images),
+        "no masks": without_masks(ksm.KSM()),
+        "ksm everywhere": ours(everywhere),
+        "ksm everywhere, masks one by one": ours(everywhere, shortcut="alone"),
+        "ksm everywhere, no shortcut": ours(everywhere, shortcut=""),
+        "ksm everywhere, pointwise 4": ours(ksm.KSM(mask_from=None, pointwise=4)),
+        "ksm everywhere, less memory": ours(everywhere, memory="less"),
+        "ksm everywhere, least memory": ours(everywhere, memory="least"),
+        "no masks everywhere": without_masks(everywhere),
         "convolutions": convolutions(backbone, images, bf16),
         "frozen forward": forward,
     }
@@ -258,6 +257,7 @@ def steps_of(
         optimizer = adam(built.parameters(), **rate)
         steps["fine-tuning, Adam, compiled"] = step_by(built, optimizer, images, compiled=True)
         steps["ksm, compiled"] = ours(ksm.KSM(), compiled=True)
+        steps["ksm everywhere, compiled"] = ours(everywhere, compiled=True)
     with shortcuts:
         if images.is_cuda:
             steps = {
@@ -268,8 +268,8 @@ def steps_of(
 
 
 UNCAPTURED = (
-    "released rule", "ksm, least memory", "ksm from layer3, least memory",
-    "fine-tuning, Adam, compiled", "ksm, compiled",
+    "released rule", "ksm, least memory", "ksm everywhere, least memory",
+    "fine-tuning, Adam, compiled", "ksm, compiled", "ksm everywhere, compiled",
 )  # fmt: skip
 """Steps that cannot be a CUDA graph, since they read numbers into Python, or are one already."""
 
@@ -296,13 +296,17 @@ def waited(step: Step) -> Step:
     return until_done
 
 
-def overhead(times: Times) -> list[float]:
-    """What the method adds to a step of the same network with its weights' gradients, as a share
-    of what the convolutions take."""
+def overhead(times: Times, where: str = "") -> list[float]:
+    """What masks add to a step of the same network with its weights' gradients, as a share of what
+    the convolutions take.
+
+    Args:
+        where: "" or " everywhere".
+    """
     return [
         (ours - plain) / floor
         for ours, plain, floor in zip(
-            times["ksm"], times["no masks"], times["convolutions"], strict=True
+            times[f"ksm{where}"], times[f"no masks{where}"], times["convolutions"], strict=True
         )
     ]
 
@@ -356,18 +360,22 @@ GRAPHS = (
 RIVALS = ("fine-tuning, Adam", "released rule", "convolutions")
 
 
-def line(times: Times) -> str:
-    found = [median(ours / other for ours, other in zip(times["ksm"], times[name], strict=True))
-             for name in RIVALS[:2]]  # fmt: skip
+def line(times: Times, where: str = "") -> str:
+    ours = times[f"ksm{where}"]
+    found = [
+        median(one / other for one, other in zip(ours, times[name], strict=True))
+        for name in RIVALS[:2]
+    ]
     return (
         f"step/finetune={found[0]:.2f} step/released={found[1]:.2f} "
-        f"overhead={median(overhead(times)):.2f}"
+        f"overhead={median(overhead(times, where)):.2f}"
     )
 
 
 def few(steps: dict[str, Step]) -> dict[str, Step]:
-    """Those that the line is about."""
-    return {name: steps[name] for name in (*RIVALS, "ksm", "no masks")}
+    """Those that the two lines are about."""
+    ours = ("ksm", "no masks", "ksm everywhere", "no masks everywhere")
+    return {name: steps[name] for name in (*RIVALS, *ours)}
 
 
 def main() -> None:
@@ -387,7 +395,9 @@ def main() -> None:
     keep_freed_blocks()
     if given.quick:
         with steps_of(NETWORKS["resnet18"]().eval(), 64) as steps:
-            print(line(in_turns(few(steps), given.repeats)))
+            times = in_turns(few(steps), given.repeats)
+        print("masks on all layers:", line(times, " everywhere"))
+        print(line(times))
         return
     name = torch.cuda.get_device_name() if given.device == "cuda" else given.device
     found: dict[str, Any] = {"device": name, "batch": given.batch, "seconds": {}, "shares": {}}
@@ -401,7 +411,9 @@ def main() -> None:
             ) as steps:  # fmt: skip
                 chosen = few(steps) if given.few else steps
                 times = found["seconds"][case] = in_turns(chosen, given.repeats)
-                part = {} if given.graphs else shares(steps["ksm"], given.device == "cuda")
+                part = (
+                    {} if given.graphs else shares(steps["ksm everywhere"], given.device == "cuda")
+                )
             rows = [
                 [step, ms(each, ".1f"), *(over(each, times[rival]) for rival in RIVALS)]
                 for step, each in times.items()
@@ -409,22 +421,25 @@ def main() -> None:
             head = ["step", "ms", *(f"/ {rival}" for rival in RIVALS)]
             text = (
                 f"## {case}\n\n{table(head, rows)}\n\n`{line(times)}`; overhead "
-                f"{spread(overhead(times))}."
+                f"{spread(overhead(times))}. Masks on all layers: `{line(times, ' everywhere')}`; "
+                f"overhead {spread(overhead(times, ' everywhere'))}."
             )
             if part:
                 found["shares"][case] = part
                 goes = ", ".join(f"{kind} {100 * share:.0f} %" for kind, share in part.items())
-                text += f"\n\nWhere ksm's step goes (torch's profiler): {goes}."
+                text += f"\n\nWhere the step of ksm everywhere goes (torch's profiler): {goes}."
             texts.append(text)
     about = (
         f"# A training step\n\nOn {name}: {given.batch} images, "
         f"{'bf16 (autocast)' if given.bf16 else 'float32'}; median and middle half of "
         f"{given.repeats} turns. {GRAPHS if given.graphs else ''}All in channels-last order but "
         "where said, all with torch's fused optimizers, all in a process that keeps the memory "
-        "that it frees. `released rule`: KSM with the published min-max, written as plain "
-        "autograd; `no masks`: the same network with plain weights that get gradients but are not "
-        "stepped; `convolutions`: their forward, input gradient and weight gradient alone. "
-        "Overhead: what ksm's step takes more than `no masks`, over `convolutions`."
+        "that it frees. `ksm`: with its defaults, masks from stride 16 on; `everywhere`: on all "
+        "layers, as published. `released rule`: KSM with the published min-max on all layers, "
+        "written as plain autograd; `no masks`: the same network with plain weights where ksm has "
+        "masks, which get gradients but are not stepped; `convolutions`: of all layers, their "
+        "forward, input gradient and weight gradient alone. Overhead: what ksm's step takes more "
+        "than `no masks`, over `convolutions`."
     )
     write(given.out, found, "\n\n".join([about, *texts]))
 

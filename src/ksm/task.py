@@ -85,6 +85,7 @@ def add_task(
     network = widened(backbone, max([grown, *(task.grown for task in earlier)]))
     model = share(network)
     replace(model, description.head, new_head(network, description.head, classes))
+    method = method.placed(model, description.head, description.preprocess.size)
     attached = method.attach(model, description.head, [task.tensors for task in earlier])
     owned = (*attached, description.head)
     theirs = {tensor.data_ptr() for tensor in network.state_dict().values()}

@@ -97,6 +97,8 @@ class Protocol:
             Bank().path(name)  # a task's name must be plain
 
 
+_EVERYWHERE: Mapping[str, Any] = {"mask_from": None}
+
 ROWS: dict[str, Row] = {
     row.name: row
     for row in (
@@ -113,7 +115,8 @@ ROWS: dict[str, Row] = {
         Row("cpg-grow", "cpg", settings={"max_size": 2.0}, goal_of="finetune"),
         Row("cpg-3x", "cpg", goal_of="finetune", budget=3),
         Row("scratch", "scratch"),
-        Row("ksm", "ksm", settings={"levels": 16}),
+        Row("ksm", "ksm"),
+        Row("ksm-everywhere", "ksm", settings={"levels": 16, **_EVERYWHERE}),
         Row("ksm-released", "ksm", recipe="released"),
         Row("piggyback-released", "piggyback", recipe="released"),
         Row("packnet-released", "packnet", recipe="released"),
@@ -123,9 +126,9 @@ ROWS: dict[str, Row] = {
 """The rows by name. `+bn`: a task has its own BatchNorm; without, the backbone's, as published.
 `-released`: published learning rates, optimizer and schedule too. `cpg` may not grow; `cpg-grow`
 may, to twice the size; `cpg-3x` has three times the epochs. Learning rates of bn, piggyback,
-finetune and ksm are those that the ablation selected on validation; ksm has 16 levels, as before
-`SIZES` was measured. `random-mask` turns off the
-share of kernels that ksm did there, in every layer the same."""
+finetune and ksm are those that the ablation selected on validation. `ksm` has its defaults, masks
+from stride 16 on; `ksm-everywhere` masks all layers, with 16 levels, as before `SIZES` was measured.
+`random-mask` turns off the share of kernels that this did, in every layer the same."""
 
 
 def rows_named(names: Sequence[str], known: Mapping[str, Row] = ROWS) -> tuple[Row, ...]:
@@ -223,7 +226,9 @@ ABLATION = {
         ),
         *_variants(
             "ksm",
-            _START | {"temperature": 10.0, "alpha": 1.0, "scaling": "continuous", "levels": 16},
+            _START
+            | {"temperature": 10.0, "alpha": 1.0, "scaling": "continuous", "levels": 16}
+            | _EVERYWHERE,
             {},
             {"lr": 1e-2},
             {"scaling": "none"},
@@ -270,16 +275,22 @@ SIZES = {
         *(ROWS[name] for name in ("bn", "piggyback+bn", "piggyback")),
         Row("lora-rank1", "lora", settings={"rank": 1, "adapter_lr": 1e-2}),
         Row("lora-rank4", "lora", settings={"rank": 4, "adapter_lr": 1e-2}),
-        Row("ksm-unpacked", "ksm", settings={"levels": 255}),
-        Row("ksm", "ksm"),
-        Row("ksm-small", "ksm", settings={"pointwise": 4}),
-        Row("ksm-rate", "ksm", settings={"rate": 5.0, "levels": 2}),
-        Row("ksm-smaller", "ksm", settings={"pointwise": 8}),
-        Row("ksm-smaller-rate", "ksm", settings={"pointwise": 4, "rate": 5.0, "levels": 2}),
-        Row("ksm-smallest", "ksm", settings={"pointwise": 8, "rate": 10.0, "levels": 2}),
+        *(
+            Row(name, "ksm", settings={**settings, **_EVERYWHERE})
+            for name, settings in {
+                "ksm-unpacked": {"levels": 255},
+                "ksm": {},
+                "ksm-small": {"pointwise": 4},
+                "ksm-rate": {"rate": 5.0, "levels": 2},
+                "ksm-smaller": {"pointwise": 8},
+                "ksm-smaller-rate": {"pointwise": 4, "rate": 5.0, "levels": 2},
+                "ksm-smallest": {"pointwise": 8, "rate": 10.0, "levels": 2},
+            }.items()
+        ),
     )
 }
-"""From nearly unpacked masks (8 bits for the factor of an off unit) to the smallest."""
+"""From nearly unpacked masks (8 bits for the factor of an off unit) to the smallest; all layers
+have one."""
 
 ABOUT_SIZES = (
     "The five domains again, for the size of task files: how few bytes a mask needs, and what that "
@@ -290,7 +301,7 @@ ABOUT_SIZES = (
 STAGES = {
     row.name: row
     for row in (
-        Row("ksm", "ksm"),
+        Row("ksm", "ksm", settings=_EVERYWHERE),
         *(
             Row(f"ksm-from={stage}", "ksm", settings={"mask_from": stage})
             for stage in ("layer2", "layer3", "layer4")
@@ -310,21 +321,25 @@ RECIPES = {
     row.name: row
     for row in (
         Row("ksm-released", "ksm", recipe="released"),
-        *(Row(f"ksm-{epochs}", "ksm", budget=share) for epochs, share in _SHORT.items()),
+        *(
+            Row(f"ksm-{epochs}", "ksm", settings=_EVERYWHERE, budget=share)
+            for epochs, share in _SHORT.items()
+        ),
         *(
             Row(f"finetune-{epochs}", "finetune", settings={"weight_lr": 3e-3}, budget=share)
             for epochs, share in _SHORT.items()
         ),
         *(
             dataclasses.replace(row, name=row.name.replace("ksm-", "ksm-10-"), budget=1 / 3)
-            for row in _variants(
-                "ksm",
-                {},
-                {"lr": 1e-2},
-                {"score_lr": 4e-3},
-            )
+            for row in _variants("ksm", dict(_EVERYWHERE), {"lr": 1e-2}, {"score_lr": 4e-3})
         ),
-        Row("ksm-15-bf16", "ksm", training={"precision": "bf16"}, budget=1 / 2),
+        Row(
+            "ksm-15-bf16",
+            "ksm",
+            settings=_EVERYWHERE,
+            training={"precision": "bf16"},
+            budget=1 / 2,
+        ),
         *(
             Row(
                 f"ksm-{epochs}-layer3",
@@ -334,9 +349,16 @@ RECIPES = {
             )
             for epochs in ("5", "10", "15")
         ),
+        Row(
+            "ksm-15-layer3-score_lr=0.002",
+            "ksm",
+            settings={"mask_from": "layer3"},
+            budget=_SHORT["15"],
+        ),
     )
 }
-"""The number in a name is that of the epochs; the released recipe has 30."""
+"""The number in a name is that of the epochs; the released recipe has 30. All layers have a mask
+but in the rows from `layer3` on; the last row is the defaults on a ResNet."""
 
 ABOUT_RECIPES = (
     "The five domains again, for how soon a recipe reaches the accuracy with which the released "

@@ -59,7 +59,8 @@ def make(name: str, recipe: str = "default", **settings: Any) -> Method:
             raise KsmError(
                 f"method {name} has no setting {key!r}: expected one of {', '.join(fields)}"
             )
-        if not _fits(value, fields[key].default):
+        missing = value is None and "None" in str(fields[key].type)
+        if not missing and not _fits(value, fields[key].default):
             default = fields[key].default
             expected = "name or list of names" if default is None else type(default).__name__
             raise KsmError(f"setting {key} of method {name} is {value!r}: expected a {expected}")
@@ -71,4 +72,4 @@ def _fits(value: object, default: object) -> bool:
         return isinstance(value, type(default))
     if isinstance(default, float):
         return isinstance(value, int | float)
-    return isinstance(value, str | list | tuple | None if default is None else type(default))
+    return isinstance(value, str | list | tuple if default is None else type(default))

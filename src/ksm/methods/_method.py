@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from ksm.clone import find, hold
 from ksm.errors import KsmError
+from ksm.stride import coarse_from, stride_of
 
 Tensors = Mapping[str, Tensor]
 """What a task file holds of a task, by name."""
@@ -89,7 +90,9 @@ class Method:
     Args:
         lr: learning rate of normalisation and head.
         mask_from: qualified name of the module where the task starts. Modules registered before
-            it are the trunk, which no task changes. None: the task starts at the input.
+            it are the trunk, which no task changes. `strideN`: where maps have 1/N of the image's
+            side, see `ksm.stride`; a task then has that module's name. None, and `stride1`: the
+            task starts at the input.
     """
 
     name: ClassVar[str]
@@ -110,6 +113,7 @@ class Method:
                 object.__setattr__(self, name, float(value))
             elif name.endswith("lr") and not 0 < value < math.inf:
                 raise KsmError(f"{name} {value}: expected a number greater than 0")
+        stride_of(self.mask_from)
 
     @classmethod
     def released(cls, **settings: Any) -> Self:
@@ -121,6 +125,14 @@ class Method:
         if cls.published is None:
             raise KsmError(f"method {cls.name} has no released recipe")
         return cls(**{**cls.published, **settings})
+
+    def placed(self, model: nn.Module, head: str, size: int) -> Self:
+        """With the module of this model in place of a stride as `mask_from`; see
+        `ksm.stride.coarse_from`."""
+        stride = stride_of(self.mask_from)
+        if stride is None:
+            return self
+        return dataclasses.replace(self, mask_from=coarse_from(model, head, stride, size))
 
     def attach(self, model: nn.Module, head: str, earlier: Sequence[Tensors] = ()) -> Iterable[str]:
         """Make `model`, a frozen clone with a new head at `head`, trainable.

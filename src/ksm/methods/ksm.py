@@ -43,10 +43,11 @@ class KSM(Scored):
     name: ClassVar[str] = "ksm"
     published: ClassVar[Mapping[str, Any]] = {
         "lr": 2e-4, "score_lr": 2e-4, "temperature": 100.0, "alpha": 0.5, "scaling": "released",
-        "levels": 255,
+        "levels": 255, "mask_from": None,
     }  # fmt: skip
     published_training: ClassVar[Mapping[str, Any]] = {"epochs": 30, "warmup": 0.0, "settle": 0}
 
+    mask_from: str | None = "stride16"
     score_lr: float = 2e-3
     granularity: Granularity = "kernel"  # pyright: ignore[reportIncompatibleVariableOverride]
     beta: float = 1200.0
