@@ -127,7 +127,7 @@ ROWS: dict[str, Row] = {
 `-released`: published learning rates, optimizer and schedule too. `cpg` may not grow; `cpg-grow`
 may, to twice the size; `cpg-3x` has three times the epochs. Learning rates of bn, piggyback,
 finetune and ksm are those that the ablation selected on validation. `ksm` has its defaults, masks
-from stride 16 on; `ksm-everywhere` masks all layers, with 16 levels, as before `SIZES` was measured.
+from stride 16 on; `ksm-everywhere` masks all layers, with 16 levels, as before `SIZES` was done.
 `random-mask` turns off the share of kernels that this did, in every layer the same."""
 
 
