@@ -91,6 +91,12 @@ class Display(Watcher):
                 f"backbone and earlier tasks, {percent(1 - summary['earlier'])} are free",
                 highlight=False,
             )
+        elif "units" in summary:
+            start = summary["mask_from"]
+            self.say(
+                f"a mask of {summary['units']:,} units over {summary['layers']} layers"
+                f"{f', from {start} on' if start else ''}"
+            )
 
     def step(self, progress: Progress) -> None:
         p = progress

@@ -23,7 +23,7 @@ from ksm.data.preprocess import Preprocess
 from ksm.errors import KsmError
 from ksm.evaluation import evaluate
 from ksm.methods import Grow, Method, Outcome, make
-from ksm.task import Task, add_task
+from ksm.task import Task, add_task, origin
 from ksm.training import Training
 from ksm.watch import Watcher
 
@@ -119,7 +119,8 @@ def learn(
                     backbone, count, method=method, head=head, earlier=earlier, grown=grown
                 )
                 _check_outputs(model, count, preprocess, describe(backbone, head))
-                watcher.attached(method.summary(model))
+                start = origin(model).method.mask_from
+                watcher.attached({**method.summary(model), "mask_from": start})
                 return model, method.trained(model), run.go_through(model)
             except Grow as wish:
                 return wish.size
