@@ -38,7 +38,7 @@ def inputs(batch=3):
 def with_masks(backbone, classes, seed):
     """A task model whose masks have units off, as after long training."""
     torch.manual_seed(seed)
-    model = add_task(backbone, classes)
+    model = add_task(backbone, classes, method=KSM(mask_from=None))
     with torch.no_grad():
         for _, soft in layer_masks(model):
             soft.score.copy_(5e-3 + 5e-3 * torch.randn_like(soft.score) + 3e-3)
@@ -161,4 +161,4 @@ def test_compiled_by_inductor(name):
 def test_granularities(name, granularity):
     if name == "vgg11_bn":
         pytest.skip("the same kinds of layer as the others, and 130 million weights")
-    step(add_task(make(name), 3, method=KSM(granularity=granularity)), 3)
+    step(add_task(make(name), 3, method=KSM(granularity=granularity, mask_from=None)), 3)

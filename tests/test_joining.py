@@ -39,7 +39,7 @@ def norms_joined(model):
 
 def network(name, seed):
     torch.manual_seed(seed)
-    model = ksm.add_task(NETWORKS[name][0](), 5).train()
+    model = ksm.add_task(NETWORKS[name][0](), 5, method=KSM(mask_from=None)).train()
     for module in model.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0
@@ -89,7 +89,7 @@ def test_a_step_is_the_same_up_to_rounding(name):
 @pytest.mark.parametrize("name", NETWORKS)
 def test_what_is_made_again_is_the_same_to_the_bit(name):
     torch.manual_seed(0)
-    model = ksm.add_task(NETWORKS[name][0](), 5).train()
+    model = ksm.add_task(NETWORKS[name][0](), 5, method=KSM(mask_from=None)).train()
     images = torch.randn(4, 3, 64, 64).contiguous(memory_format=torch.channels_last)
     again = copy.deepcopy(model)
     torch.manual_seed(1)
@@ -105,7 +105,7 @@ def test_what_is_made_again_is_the_same_to_the_bit(name):
 
 
 def test_in_evaluation_it_is_the_network():
-    model = ksm.add_task(resnet18(weights=None), 5).train()
+    model = ksm.add_task(resnet18(weights=None), 5, method=KSM(mask_from=None)).train()
     run = joined(model)
     model.eval()
     run.eval()

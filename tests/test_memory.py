@@ -16,6 +16,8 @@ from ksm._fast import fast
 from ksm.memory import MEMORIES, blocks, twice, within
 from ksm.order import ordered
 
+EVERYWHERE = KSM(mask_from=None)
+
 
 def trained(model, images, way):
     """Gradients and running statistics after a step, and the bytes saved for going back."""
@@ -32,7 +34,7 @@ def trained(model, images, way):
     return gradients, dict(model.named_buffers()), sum(saved.values())
 
 
-@pytest.mark.parametrize("method", [KSM(), KSM(noise=True)])
+@pytest.mark.parametrize("method", [EVERYWHERE, KSM(noise=True, mask_from=None)])
 def test_the_same_step_with_less_saved(method):
     backbone = resnet18(weights=None).eval()
     torch.manual_seed(1)
@@ -51,9 +53,9 @@ def test_the_same_step_with_less_saved(method):
 
 
 def test_which_blocks():
-    model = ksm.add_task(resnet18(weights=None), 5)
+    model = ksm.add_task(resnet18(weights=None), 5, method=EVERYWHERE)
     assert [type(each).__name__ for each in blocks(model)] == ["BasicBlock"] * 8
-    model = ksm.add_task(mobilenet_v2(weights=None), 5)
+    model = ksm.add_task(mobilenet_v2(weights=None), 5, method=EVERYWHERE)
     kinds = {type(each).__name__ for each in blocks(model)}
     assert kinds == {"InvertedResidual"}
     above = ksm.add_task(resnet18(weights=None), 5, method=KSM(mask_from="layer3"))
@@ -116,7 +118,7 @@ def test_a_block_that_changes_its_input_is_told():
 
 
 def test_a_forward_of_the_block_s_own_comes_back():
-    model = ksm.add_task(resnet18(weights=None), 5)
+    model = ksm.add_task(resnet18(weights=None), 5, method=EVERYWHERE)
     block = next(blocks(model))
     block.forward = own = block.forward
     with twice(model):
@@ -125,7 +127,7 @@ def test_a_forward_of_the_block_s_own_comes_back():
 
 
 @pytest.mark.skipif(fast("fused_norm") is None, reason="numba is not installed")
-@pytest.mark.parametrize("method", [KSM(), KSM(mask_from="layer3"), "finetune", "piggyback"])
+@pytest.mark.parametrize("method", [EVERYWHERE, KSM(), "finetune", "piggyback"])
 def test_less_keeps_less_for_the_same_step(method, monkeypatch):
     """A step of `most`, and the same of `less`: gradients, statistics, and the bytes kept."""
     torch.manual_seed(0)
@@ -189,7 +191,7 @@ def test_masked_weights_are_made_again_to_the_bit(method):
 
 
 def test_a_random_mask_is_kept():
-    model = ksm.add_task(resnet18(weights=None), 2, method=KSM(noise=True))
+    model = ksm.add_task(resnet18(weights=None), 2, method=KSM(noise=True, mask_from=None))
     with ksm.again.made_again():
         assert not ksm.again.is_made_again(model.train().conv1.weight)
         weight = model.eval().conv1.weight
@@ -201,7 +203,7 @@ def test_frozen_weights_stay_where_they_are(frozen):
     """In less memory, and where their masks give the order."""
     if frozen and fast("fused_training") is None:
         pytest.skip("numba is not installed")
-    model = ksm.add_task(resnet18(weights=None), 5).train()
+    model = ksm.add_task(resnet18(weights=None), 5, method=EVERYWHERE).train()
     places = {name: p.data_ptr() for name, p in model.named_parameters()}
     with ordered(model, torch.channels_last, frozen=frozen):
         for name, parameter in model.named_parameters():
@@ -213,7 +215,7 @@ def test_frozen_weights_stay_where_they_are(frozen):
 @pytest.mark.parametrize("memory", MEMORIES)
 def test_masked_weights_have_the_order_of_the_images(memory):
     last = torch.channels_last
-    model = ksm.add_task(resnet18(weights=None), 5).train()
+    model = ksm.add_task(resnet18(weights=None), 5, method=EVERYWHERE).train()
     usual = [set(vars(each)) for each in model.modules()]
     seen = []
 

@@ -62,7 +62,8 @@ def network(name):
     torch.manual_seed(1)
     backbone = settle(NETWORKS[name]())
     # the 120 million weights of VGG's Linear layers stay out, for the tests' speed
-    method = KSM(target_modules=r"features\..*") if name == "vgg11_bn" else "ksm"
+    targets = r"features\..*" if name == "vgg11_bn" else None
+    method = KSM(target_modules=targets, mask_from=None)
     return backbone, [learned(backbone, f"t{i}", 3 + i, method, seed=i) for i in range(3)]
 
 

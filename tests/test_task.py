@@ -262,7 +262,7 @@ def test_user_errors(backbone):
         (lambda: add_task(backbone, 2, method=KSM(target_modules="(")), "not a valid regex"),
         (lambda: add_task(backbone, 2, method=KSM(mask_from="x")), "no module named 'x'"),
         (lambda: add_task(normed, 2), "the weight of conv is parametrized already"),
-        (lambda: make("ksm", mask_from=5), "is 5: expected a name or list of names"),
+        (lambda: make("ksm", mask_from=5), "mask_from of method ksm is 5: expected a str"),
         (lambda: make("ksm", alfa=1), "no setting 'alfa'"),
         (lambda: make("ksm", alpha="much"), "alpha of method ksm is 'much': expected a float"),
         (lambda: make("ksm", noise=1), "noise of method ksm is 1: expected a bool"),

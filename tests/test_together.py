@@ -270,7 +270,7 @@ def test_a_layer_that_works_on_its_weight_itself_has_it_in_full_precision(device
             return nn.functional.conv2d(x, weight)
 
     backbone = nn.Sequential(Standardised(8, 6, 3), nn.Flatten(), nn.Linear(54, 2)).to(device)
-    model = ksm.add_task(backbone, 3, head="2").train()
+    model = ksm.add_task(backbone, 3, head="2", method=KSM(mask_from=None)).train()
     with together(model), torch.autocast(device, torch.bfloat16):
         step(model)
     assert seen == [torch.float32]
