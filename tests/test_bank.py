@@ -113,7 +113,7 @@ def test_the_history_is_kept_beside_the_json(bank):
 
 
 def test_tuples_and_settings_come_back(bank):
-    method = make("ksm", target_modules=["body", "stem"], alpha=0.25)
+    method = make("ksm", target_modules=["body", "stem"], alpha=0.25, mask_from=None)
     assert bank.load(bank.save(made(method=method)).stem).method == method
 
 

@@ -41,7 +41,7 @@ class Trainer:
 def test_what_fits_as_asked_is_learned_once():
     trainer = Trainer()
     task = fit_size(trainer, KSM(), 10**6)
-    assert trainer.methods == [KSM()] and task.method == KSM()
+    assert trainer.methods == [KSM()] and task.method == KSM(mask_from=None)
     assert task.record["max_size"]["cost"] == 0
 
 
