@@ -117,6 +117,8 @@ ROWS: dict[str, Row] = {
         Row("scratch", "scratch"),
         Row("ksm", "ksm"),
         Row("ksm-everywhere", "ksm", settings={"levels": 16, **_EVERYWHERE}),
+        Row("bn-stride16", "bn", settings={"lr": 1e-2, "mask_from": "stride16"}),
+        Row("finetune-stride16", "finetune", settings={"weight_lr": 3e-3, "mask_from": "stride16"}),
         Row("ksm-released", "ksm", recipe="released"),
         Row("piggyback-released", "piggyback", recipe="released"),
         Row("packnet-released", "packnet", recipe="released"),
@@ -128,7 +130,8 @@ ROWS: dict[str, Row] = {
 may, to twice the size; `cpg-3x` has three times the epochs. Learning rates of bn, piggyback,
 finetune and ksm are those that the ablation selected on validation. `ksm` has its defaults, masks
 from stride 16 on; `ksm-everywhere` masks all layers, with 16 levels, as before `SIZES` was done.
-`random-mask` turns off the share of kernels that this did, in every layer the same."""
+`-stride16`: the others that start there too. `random-mask` turns off the share of kernels that
+`ksm-everywhere` did, in every layer the same."""
 
 
 def rows_named(names: Sequence[str], known: Mapping[str, Row] = ROWS) -> tuple[Row, ...]:
