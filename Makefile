@@ -22,11 +22,13 @@ check: .venv/ready         ## lint, format, types
 # cpg, which may not grow, ends with a full network before the last task: an outcome, told as an error.
 SMALL = $(BIN)/ksm bench five-domains --processes 2 --backbone $(1) --out results/five-domains/$(1)
 
+FIRST = ksm,ksm-everywhere,piggyback,piggyback+bn,bn,finetune,probe,random-mask
+
 bench-small: .venv/ready   ## ksm, its rivals and controls on five domains and two backbones: hours
 	-$(call SMALL,resnet50_1by2)
-	$(call SMALL,resnet50_1by2) --seeds 3 --methods ksm,piggyback,piggyback+bn,bn,finetune,probe,random-mask
+	$(call SMALL,resnet50_1by2) --seeds 3 --methods $(FIRST)
 	-$(call SMALL,mobilenetv2)
-	$(call SMALL,mobilenetv2) --seeds 3 --methods ksm,piggyback,piggyback+bn,bn,finetune,probe,random-mask
+	$(call SMALL,mobilenetv2) --seeds 3 --methods $(FIRST)
 
 MINMAX = ksm-scaling=minmax-alpha=0.5
 SEEDED = ksm,ksm-start=0.006,$(MINMAX)-score_lr=0.002,$(MINMAX)-start=0.006
@@ -59,7 +61,8 @@ bench-train: .venv/ready   ## steps, memory, a hundred tasks: half an hour
 	$(BIN)/python benchmarks/memory.py
 	$(BIN)/python benchmarks/growth.py
 
-RECIPES = ksm-released,ksm-10,ksm-15,ksm-15-bf16,ksm-5-layer3,ksm-10-layer3,ksm-15-layer3,$(TRIED)
+RECIPES = ksm-released,ksm-10,ksm-15,ksm-15-bf16,$(ABOVE),$(TRIED)
+ABOVE = ksm-5-layer3,ksm-10-layer3,ksm-15-layer3,ksm-15-layer3-score_lr=0.002
 ALONE = ksm-released,ksm-15,ksm-15-layer3,ksm-5-layer3
 TRIED = ksm-10-score_lr=0.004,finetune-10
 

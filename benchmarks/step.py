@@ -380,7 +380,7 @@ def few(steps: dict[str, Step]) -> dict[str, Step]:
 
 def main() -> None:
     arguments = argparse.ArgumentParser()
-    arguments.add_argument("--repeats", type=int, default=20)
+    arguments.add_argument("--repeats", type=int, help="turns; 20, or 12 with --quick")
     arguments.add_argument("--quick", action="store_true", help="resnet18 at 64 pixels alone")
     arguments.add_argument("--few", action="store_true", help="the rows alone that the line needs")
     arguments.add_argument("--device", default="cpu")
@@ -392,6 +392,7 @@ def main() -> None:
     arguments.add_argument("--sizes", nargs="+", type=int, default=[64, 128])
     arguments.add_argument("--out", type=Path, default=Path("results/speed/step"))
     given = arguments.parse_args()
+    given.repeats = given.repeats or (12 if given.quick else 20)
     keep_freed_blocks()
     if given.quick:
         with steps_of(NETWORKS["resnet18"]().eval(), 64) as steps:
