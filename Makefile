@@ -49,7 +49,7 @@ bench-use: .venv/ready     ## switching, shared trunk, mixed batches, unknown ta
 	$(BIN)/ksm bench stages --processes 2 --out results/stages/resnet50_1by2
 	$(BIN)/python benchmarks/trunk.py
 	$(BIN)/python benchmarks/mixed.py
-	$(BIN)/ksm bench sizes --methods ksm --out results/sizes/resnet50_1by2
+	$(BIN)/ksm bench five-domains --methods ksm --out results/five-domains/resnet50_1by2
 	$(BIN)/python benchmarks/unknown.py
 	$(BIN)/python benchmarks/bank.py
 

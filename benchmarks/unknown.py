@@ -1,7 +1,7 @@
 """How often the right task is first, where an image does not say whose it is.
 
-Uses the tasks that `ksm bench sizes --methods ksm --out results/sizes/resnet50_1by2` left in its
-bank, and 200 of each domain's test images. Writes results/speed/unknown.{json,md}.
+Uses the tasks that `ksm bench five-domains --methods ksm` left in its bank, with --out as OUT
+below, and 200 of each domain's test images. Writes results/speed/unknown.{json,md}.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from ksm.data.load import load, normalise
 from ksm.display import percent
 from ksm.ranking import MEASURES
 
-OUT = Path("results/sizes/resnet50_1by2")
+OUT = Path("results/five-domains/resnet50_1by2")
 IMAGES = 200
 
 
@@ -28,7 +28,7 @@ def main() -> None:
     bank = Bank(OUT / "banks/ksm/seed0")
     if not bank.names():
         raise KsmError(
-            f"no tasks in {bank.folder}: run `ksm bench sizes --methods ksm --out {OUT}`"
+            f"no tasks in {bank.folder}: run `ksm bench five-domains --methods ksm --out {OUT}`"
         )
     backbone = ksm.backbone("resnet50_1by2")
     names = bank.names()
