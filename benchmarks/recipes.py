@@ -79,6 +79,20 @@ def shares(
     return [f"{mean(whole):.2f}", f"{median(until):.2f}" if until else "-"]
 
 
+def by_domain(cells: dict[str, dict[str, Any]], goals: dict[str, dict[str, Any]]) -> list[str]:
+    """The epochs after which the goal was reached, by domain: the median over seeds, or `-` where
+    half of them were never there."""
+    found: dict[str, list[float]] = {}
+    for key, goal in goals.items():
+        if key in cells:
+            epoch = reached(cells[key], goal["val"])
+            found.setdefault(goal["setup"]["task"], []).append(math.inf if epoch is None else epoch)
+    return [
+        f"{median(each):g}" if (each := found.get(task)) and median(each) < math.inf else "-"
+        for task in sorted({goal["setup"]["task"] for goal in goals.values()})
+    ]
+
+
 def main() -> None:
     arguments = argparse.ArgumentParser()
     arguments.add_argument("folder", type=Path, nargs="?")
@@ -89,15 +103,15 @@ def main() -> None:
     goals = found[RIVAL]
     rows: list[list[str]] = []
     patient: list[list[str]] = []
+    domain: list[list[str]] = []
     for name, cells in sorted(found.items(), key=lambda item: (item[0] != RIVAL, item[0])):
         shared = sorted(goals.keys() & cells.keys())
         epochs = [reached(cells[key], goals[key]["val"]) for key in shared]
         made = [epoch for epoch in epochs if epoch is not None]
         domains = {key.rsplit("-seed", 1)[0] for key in shared}
         better = sum(
-            mean(cells[k]["val"] - goals[k]["val"] for k in shared if k.startswith(f"{domain}-s"))
-            >= 0
-            for domain in domains
+            mean(cells[k]["val"] - goals[k]["val"] for k in shared if k.startswith(f"{one}-s")) >= 0
+            for one in domains
         )
         rows.append(
             [
@@ -111,6 +125,7 @@ def main() -> None:
                 *(shares(cells, goals, shared) if given.alone else []),
             ]
         )
+        domain.append([name, *by_domain(cells, goals)])
         for patience in (2, 3):
             ends = [(cells[key], *stopped(cells[key], patience)) for key in shared]
             lost = mean(best - cell["val"] for cell, best, _ in ends)
@@ -134,6 +149,12 @@ def main() -> None:
     head = ["row", "cells", "epochs", "val", "test", "domains", "reached", "after epochs"]
     text = f"{about}\n\n{table([*head, *(['time', 'until there'] if given.alone else [])], rows)}\n"
     if not given.alone:
+        tasks = sorted({goal["setup"]["task"] for goal in goals.values()})
+        text += (
+            "\n## By domain\n\nThe epochs after which a recipe was there: the median over seeds; "
+            "`-`: in half of them it never was.\n\n"
+            f"{table(['row', *tasks], domain)}\n"
+        )
         text += (
             "\n## Had they stopped early\n\nFrom the same records: points on validation that are "
             "lost, and the share of the epochs that is run, if a run ends after so many epochs "
