@@ -84,18 +84,16 @@ class Display(Watcher):
         if files:
             self.warn(skipped_text(files))
 
-    def attached(self, summary: dict[str, Any]) -> None:
+    def attached(self, summary: dict[str, Any], start: str | None) -> None:
+        if "units" in summary:
+            self.say(f"a mask of {summary['units']:,} units over {summary['layers']} layers")
+        if start is not None:
+            self.say(f"the task starts at {start}; the layers before stay the backbone's")
         if "earlier" in summary:
             self.console.print(
                 f"of {summary['weights']:,} weights {percent(summary['earlier'])} are owned by the "
                 f"backbone and earlier tasks, {percent(1 - summary['earlier'])} are free",
                 highlight=False,
-            )
-        elif "units" in summary:
-            start = summary["mask_from"]
-            self.say(
-                f"a mask of {summary['units']:,} units over {summary['layers']} layers"
-                f"{f', from {start} on' if start else ''}"
             )
 
     def step(self, progress: Progress) -> None:

@@ -116,11 +116,12 @@ def learn(
             count = len(found.classes)
             try:
                 model = add_task(
-                    backbone, count, method=method, head=head, earlier=earlier, grown=grown
-                )
+                    backbone, count, method=method, head=head, size=preprocess.size,
+                    earlier=earlier, grown=grown,
+                )  # fmt: skip
                 _check_outputs(model, count, preprocess, describe(backbone, head))
                 start = origin(model).method.mask_from
-                watcher.attached({**method.summary(model), "mask_from": start})
+                watcher.attached(method.summary(model), start)
                 return model, method.trained(model), run.go_through(model)
             except Grow as wish:
                 return wish.size

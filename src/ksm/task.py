@@ -49,13 +49,15 @@ def add_task(
     *,
     method: Method | str = "ksm",
     head: str | None = None,
+    size: int | None = None,
     earlier: Sequence[Task] = (),
     grown: float = 1.0,
 ) -> nn.Module:
     """A model of the backbone's own class that trains one more task, for any training loop.
 
-    The model shares every tensor of the backbone and owns a mask on each layer, its
-    normalisations and a fresh head; only these require gradients. The backbone is only read. The
+    The model shares every tensor of the backbone and owns a fresh head and, from the method's
+    `mask_from` on, a mask on each layer and its normalisations; only these require gradients. The
+    backbone is only read; where `mask_from` is a stride, a black image goes through it first. The
     model's tensors are where the backbone's are: move the backbone to a device first. Since they
     are shared, do not write to the model's frozen tensors (load_state_dict, an optimizer over all
     parameters); `parameter_groups` has the ones to train. Hooks on the backbone are copied along.
@@ -65,6 +67,7 @@ def add_task(
         method: a `ksm.methods.Method`, or its name for the default settings.
         head: qualified name of the layer that the new head replaces, where it is not the
             backbone's known classifier or last Linear.
+        size: side of the images in pixels, where not the backbone's own; for a stride.
         earlier: tasks that this one builds on, the oldest first (PackNet, CPG).
         grown: size of the network in sizes of the backbone (CPG); see `ksm.backbones.widened`.
 
@@ -85,7 +88,7 @@ def add_task(
     network = widened(backbone, max([grown, *(task.grown for task in earlier)]))
     model = share(network)
     replace(model, description.head, new_head(network, description.head, classes))
-    method = method.placed(model, description.head, description.preprocess.size)
+    method = method.placed(model, description.head, size or description.preprocess.size)
     attached = method.attach(model, description.head, [task.tensors for task in earlier])
     owned = (*attached, description.head)
     theirs = {tensor.data_ptr() for tensor in network.state_dict().values()}

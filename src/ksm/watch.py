@@ -22,8 +22,9 @@ class Watcher:
     def skipped(self, files: list[Skipped]) -> None:
         """All images were decoded but these."""
 
-    def attached(self, summary: dict[str, Any]) -> None:
-        """The model was made; what its method tells of it before training."""
+    def attached(self, summary: dict[str, Any], start: str | None) -> None:
+        """The model was made; what its method tells of it before training, and the name of the
+        module where the task starts, None for the input."""
 
     def step(self, progress: Progress) -> None:
         """A training step is done."""

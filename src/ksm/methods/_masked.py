@@ -29,8 +29,9 @@ class Masked(Method):
     Args:
         norms: `task`: each task has its own normalisation, affine and statistics; `frozen`: it
             keeps the backbone's.
-        target_modules: which layers get a mask: None for every convolution and Linear, a regex on
-            the whole name, or a tuple of name suffixes. Never the head.
+        target_modules: which layers from `mask_from` on get a mask: None for every convolution and
+            Linear, a regex on the whole name, or a tuple of name suffixes; then a stride as
+            `mask_from` is not looked at. Never the head.
     """
 
     granularity: ClassVar[Granularity]

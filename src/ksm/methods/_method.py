@@ -113,6 +113,8 @@ class Method:
                 object.__setattr__(self, name, float(value))
             elif name.endswith("lr") and not 0 < value < math.inf:
                 raise KsmError(f"{name} {value}: expected a number greater than 0")
+        if not isinstance(self.mask_from, str | None):
+            raise KsmError(f"mask_from {self.mask_from!r}: expected a module's name or strideN")
         stride_of(self.mask_from)
 
     @classmethod
@@ -128,11 +130,13 @@ class Method:
 
     def placed(self, model: nn.Module, head: str, size: int) -> Self:
         """With the module of this model in place of a stride as `mask_from`; see
-        `ksm.stride.coarse_from`."""
+        `ksm.stride.coarse_from`. Where the user says which layers, by `target_modules`, none."""
         stride = stride_of(self.mask_from)
         if stride is None:
             return self
-        return dataclasses.replace(self, mask_from=coarse_from(model, head, stride, size))
+        chosen = getattr(self, "target_modules", None) is not None
+        start = None if chosen else coarse_from(model, head, stride, size)
+        return dataclasses.replace(self, mask_from=start)
 
     def attach(self, model: nn.Module, head: str, earlier: Sequence[Tensors] = ()) -> Iterable[str]:
         """Make `model`, a frozen clone with a new head at `head`, trainable.
@@ -192,7 +196,7 @@ def trunk(model: nn.Module, mask_from: str | None) -> frozenset[str]:
     """
     if mask_from is None:
         return frozenset()
-    find(model, mask_from, "start of the mask (mask_from)")
+    find(model, mask_from, "start of the mask (mask_from; stride1: all layers)")
     before: set[str] = set()
     for name, module in model.named_modules():
         if name == mask_from:
