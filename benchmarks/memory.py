@@ -74,7 +74,7 @@ def one(network: str, size: int, way: str, allocator: str) -> None:
     Path("/proc/self/clear_refs").write_text("5")  # forget the peak so far
     images = torch.randn(BATCH, 3, size, size).contiguous(memory_format=last)
     if "method" in chosen:
-        model = ksm.add_task(backbone, CLASSES, method=ksm.KSM(**chosen["method"]))
+        model = ksm.add_task(backbone, CLASSES, method=ksm.KSM(**chosen["method"]), size=size)
         groups: Any = ksm.parameter_groups(model)
     else:
         model = copied(backbone)

@@ -188,7 +188,7 @@ def steps_of(
         memory: Memory = "most",
         shortcut: Literal["", "alone", "together"] = "together",
     ) -> Step:
-        model = ksm.add_task(backbone, CLASSES, method=method).train()
+        model = ksm.add_task(backbone, CLASSES, method=method, size=size).train()
         optimizer = adam(ksm.parameter_groups(model))
         if compiled:
             return step_by(model, optimizer, images, compiled=True)
@@ -212,7 +212,7 @@ def steps_of(
     def without_masks(method: ksm.Method) -> Step:
         """Plain weights where the method has masks; they get gradients, and are not stepped."""
         start = method.mask_from
-        model = ksm.add_task(backbone, CLASSES, method=ksm.Finetune(mask_from=start))
+        model = ksm.add_task(backbone, CLASSES, method=ksm.Finetune(mask_from=start), size=size)
         small, _ = ksm.parameter_groups(model)
         return step_by(model, adam(small["params"], **rate), images)
 

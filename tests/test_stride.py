@@ -217,9 +217,6 @@ def test_other_methods_start_there_too(name):
     first = ksm.add_task(backbone, 2, method=make(name, mask_from="stride16"))
     task = ksm.Task.of(first, "first", ["a", "b"])
     assert task.method.mask_from == "layer3"
-    if task.method.builds_on_tasks:
-        method = make(name, mask_from="stride16")
-        assert origin(ksm.add_task(backbone, 2, method=method, earlier=[task])).owned
     images = torch.randn(2, 3, 64, 64)
     with torch.no_grad():
         assert torch.equal(task.on(backbone)(images), first.eval()(images))
