@@ -113,8 +113,9 @@ class Method:
                 object.__setattr__(self, name, float(value))
             elif name.endswith("lr") and not 0 < value < math.inf:
                 raise KsmError(f"{name} {value}: expected a number greater than 0")
-        if not isinstance(self.mask_from, str | None):
-            raise KsmError(f"mask_from {self.mask_from!r}: expected a module's name or strideN")
+        start: Any = self.mask_from
+        if not isinstance(start, str | None):
+            raise KsmError(f"mask_from {start!r}: expected a module's name or strideN")
         stride_of(self.mask_from)
 
     @classmethod
