@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from pathlib import Path
 from statistics import mean
@@ -127,7 +128,7 @@ def _scatter(
     picture.draw_without_rendering()  # places are known from here on
     for number, name in enumerate(names):
         taken = [one.get_window_extent() for one in (*names[:number], *bars)]
-        for place in ((7, 5), (7, -13), (-7, 5), (-7, -13)):
+        for place in itertools.product((7, -7), (5, -13, 17, -25, -4)):
             name.set(position=place, ha="left" if place[0] > 0 else "right")
             if not any(name.get_window_extent().overlaps(box) for box in taken):
                 break
