@@ -79,18 +79,14 @@ def shares(
     return [f"{mean(whole):.2f}", f"{median(until):.2f}" if until else "-"]
 
 
-def by_domain(cells: dict[str, dict[str, Any]], goals: dict[str, dict[str, Any]]) -> list[str]:
-    """The epochs after which the goal was reached, by domain: the median over seeds, or `-` where
-    half of them were never there."""
-    found: dict[str, list[float]] = {}
-    for key, goal in goals.items():
-        if key in cells:
-            epoch = reached(cells[key], goal["val"])
-            found.setdefault(goal["setup"]["task"], []).append(math.inf if epoch is None else epoch)
-    return [
-        f"{median(each):g}" if (each := found.get(task)) and median(each) < math.inf else "-"
-        for task in sorted({goal["setup"]["task"] for goal in goals.values()})
-    ]
+def domain_of(key: str) -> str:
+    return key.rsplit("-seed", 1)[0]
+
+
+def median_epoch(epochs: list[int | None]) -> str:
+    """After which the goal was reached; `-` where half of the seeds were never there."""
+    middle = median(math.inf if epoch is None else epoch for epoch in epochs)
+    return f"{middle:g}" if middle < math.inf else "-"
 
 
 def main() -> None:
@@ -103,15 +99,16 @@ def main() -> None:
     goals = found[RIVAL]
     rows: list[list[str]] = []
     patient: list[list[str]] = []
-    domain: list[list[str]] = []
+    by_domain: list[list[str]] = []
+    domains = sorted({domain_of(key) for key in goals})
     for name, cells in sorted(found.items(), key=lambda item: (item[0] != RIVAL, item[0])):
         shared = sorted(goals.keys() & cells.keys())
         epochs = [reached(cells[key], goals[key]["val"]) for key in shared]
         made = [epoch for epoch in epochs if epoch is not None]
-        domains = {key.rsplit("-seed", 1)[0] for key in shared}
+        of_domain = {one: [key for key in shared if domain_of(key) == one] for one in domains}
         better = sum(
-            mean(cells[k]["val"] - goals[k]["val"] for k in shared if k.startswith(f"{one}-s")) >= 0
-            for one in domains
+            mean(cells[key]["val"] - goals[key]["val"] for key in keys) >= 0
+            for keys in of_domain.values()
         )
         rows.append(
             [
@@ -125,7 +122,10 @@ def main() -> None:
                 *(shares(cells, goals, shared) if given.alone else []),
             ]
         )
-        domain.append([name, *by_domain(cells, goals)])
+        there = dict(zip(shared, epochs, strict=True))
+        by_domain.append(
+            [name, *(median_epoch([there[key] for key in keys]) for keys in of_domain.values())]
+        )
         for patience in (2, 3):
             ends = [(cells[key], *stopped(cells[key], patience)) for key in shared]
             lost = mean(best - cell["val"] for cell, best, _ in ends)
@@ -149,11 +149,10 @@ def main() -> None:
     head = ["row", "cells", "epochs", "val", "test", "domains", "reached", "after epochs"]
     text = f"{about}\n\n{table([*head, *(['time', 'until there'] if given.alone else [])], rows)}\n"
     if not given.alone:
-        tasks = sorted({goal["setup"]["task"] for goal in goals.values()})
         text += (
             "\n## By domain\n\nThe epochs after which a recipe was there: the median over seeds; "
             "`-`: in half of them it never was.\n\n"
-            f"{table(['row', *tasks], domain)}\n"
+            f"{table(['row', *domains], by_domain)}\n"
         )
         text += (
             "\n## Had they stopped early\n\nFrom the same records: points on validation that are "

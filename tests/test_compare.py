@@ -15,17 +15,9 @@ from ksm.compare.cells import Chain, run
 from ksm.compare.images import subset
 from ksm.compare.measure import measure
 from ksm.compare.pictures import draw
-from ksm.compare.protocol import (
-    ABLATION,
-    ROWS,
-    Domain,
-    Protocol,
-    Row,
-    five_domains,
-    rows_named,
-    setup_of,
-)
+from ksm.compare.protocol import Domain, Protocol, Row, five_domains, setup_of
 from ksm.compare.report import Results, markdown
+from ksm.compare.rows import ABLATION, ROWS, rows_named
 from ksm.compare.start import backbone_of, prepare
 from ksm.data.folder import scan
 

@@ -14,7 +14,7 @@ from conftest import picture
 from ksm.compare.cells import Chain
 from ksm.compare.images import subset
 from ksm.compare.measure import measure
-from ksm.compare.protocol import ROWS, Protocol
+from ksm.compare.protocol import Protocol
 from ksm.compare.public import (
     CIFAR100_ROWS,
     IMAGENET_TO_SKETCH,
@@ -22,6 +22,7 @@ from ksm.compare.public import (
     imagenet_to_sketch,
     twenty_tasks,
 )
+from ksm.compare.rows import ROWS
 from ksm.data.cifar100 import superclass_folders
 from ksm.data.folder import scan
 from ksm.data.pickles import read_plain

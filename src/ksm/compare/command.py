@@ -49,7 +49,8 @@ def compare(
 ) -> None:
     """Compare methods on your own folders: one table, every number from a file of its own."""
     from ksm.backbones import DEFAULT
-    from ksm.compare.protocol import Domain, Protocol, rows_named
+    from ksm.compare.protocol import Domain, Protocol
+    from ksm.compare.rows import rows_named
     from ksm.data.load import AUGMENTS, Augment
 
     def checked(value: str) -> Augment:
@@ -95,6 +96,7 @@ def bench(
     """Compare methods by a fixed protocol; what was measured before is not measured again."""
     from ksm.compare import protocol as protocols
     from ksm.compare import public
+    from ksm.compare import rows as known_rows
 
     if protocol == "rows":
         _print_rows()
@@ -119,20 +121,20 @@ def bench(
         raise KsmError(f"no protocol {protocol!r}: expected one of {', '.join(named)}")
     chosen = named[protocol]()
     tables = {
-        "ablation": (protocols.ABLATION, protocols.ABOUT_ABLATION),
-        "sizes": (protocols.SIZES, protocols.ABOUT_SIZES),
-        "stages": (protocols.STAGES, protocols.ABOUT_STAGES),
-        "recipes": (protocols.RECIPES, protocols.ABOUT_RECIPES),
+        "ablation": (known_rows.ABLATION, known_rows.ABOUT_ABLATION),
+        "sizes": (known_rows.SIZES, known_rows.ABOUT_SIZES),
+        "stages": (known_rows.STAGES, known_rows.ABOUT_STAGES),
+        "recipes": (known_rows.RECIPES, known_rows.ABOUT_RECIPES),
         "cifar100": (public.CIFAR100_ROWS, ""),
     }
-    known, about = tables.get(protocol, (protocols.ROWS, ""))
-    rows = protocols.rows_named(methods.split(",") if methods else list(known), known)
+    known, about = tables.get(protocol, (known_rows.ROWS, ""))
+    rows = known_rows.rows_named(methods.split(",") if methods else list(known), known)
     split = "val" if protocol == "ablation" else "test"
     _go(chosen, rows, seeds, out or _default(chosen), processes, render, split, about)
 
 
 def _print_rows() -> None:
-    from ksm.compare.protocol import ABLATION, RECIPES, ROWS, SIZES, STAGES
+    from ksm.compare.rows import ABLATION, RECIPES, ROWS, SIZES, STAGES
 
     for title, table in (
         ("of all comparisons but the following", ROWS),

@@ -14,7 +14,7 @@ import numpy as np
 
 from ksm import metrics
 from ksm.compare.cells import Cell, read
-from ksm.compare.protocol import ABLATION, ROWS, SIZES, STAGES
+from ksm.compare.rows import ABLATION, ROWS, SIZES, STAGES
 from ksm.display import clock, percent, size
 from ksm.errors import KsmError
 from ksm.methods import make

@@ -1,0 +1,250 @@
+"""The rows of the fixed comparisons: methods with settings, by name."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from ksm.compare.protocol import Row
+from ksm.errors import KsmError
+
+_EVERYWHERE: Mapping[str, Any] = {"mask_from": None}
+
+ROWS: dict[str, Row] = {
+    row.name: row
+    for row in (
+        Row("probe", "probe", settings={"lr": 1e-2}),
+        Row("bn", "bn", settings={"lr": 1e-2}),
+        Row("random-mask", "random-mask", settings={"lr": 1e-2, "off": 0.34}),
+        Row("piggyback", "piggyback", settings={"lr": 1e-2, "score_lr": 3e-4, "norms": "frozen"}),
+        Row("piggyback+bn", "piggyback", settings={"lr": 1e-2}),
+        Row("piggyback-ternary+bn", "piggyback", settings={"lr": 1e-2, "values": "ternary"}),
+        Row("packnet", "packnet", settings={"norms": "frozen"}),
+        Row("packnet+bn", "packnet"),
+        Row("finetune", "finetune", settings={"weight_lr": 3e-3}),
+        Row("cpg", "cpg", goal_of="finetune"),
+        Row("cpg-grow", "cpg", settings={"max_size": 2.0}, goal_of="finetune"),
+        Row("cpg-3x", "cpg", goal_of="finetune", budget=3),
+        Row("scratch", "scratch"),
+        Row("ksm", "ksm"),
+        Row("ksm-everywhere", "ksm", settings={"levels": 16, **_EVERYWHERE}),
+        Row("bn-stride16", "bn", settings={"lr": 1e-2, "mask_from": "stride16"}),
+        Row("finetune-stride16", "finetune", settings={"weight_lr": 3e-3, "mask_from": "stride16"}),
+        Row("ksm-released", "ksm", recipe="released"),
+        Row("piggyback-released", "piggyback", recipe="released"),
+        Row("packnet-released", "packnet", recipe="released"),
+        Row("cpg-released", "cpg", recipe="released", goal_of="finetune"),
+    )
+}
+"""The rows by name. `+bn`: a task has its own BatchNorm; without, the backbone's, as published.
+`-released`: published learning rates, optimizer and schedule too. `cpg` may not grow; `cpg-grow`
+may, to twice the size; `cpg-3x` has three times the epochs. Learning rates of bn, piggyback,
+finetune and ksm are those that the ablation selected on validation. `ksm` has its defaults, masks
+from stride 16 on; `ksm-everywhere` masks all layers, with 16 levels, as before `SIZES` was done.
+`-stride16`: the others that start there too. `random-mask` turns off the share of kernels that
+`ksm-everywhere` did, in every layer the same."""
+
+
+def rows_named(names: Sequence[str], known: Mapping[str, Row] = ROWS) -> tuple[Row, ...]:
+    """Rows by name, each once.
+
+    Raises:
+        KsmError: there is no such row.
+    """
+    wanted = dict.fromkeys(name.strip() for name in names)
+    for name in wanted:
+        if name not in known:
+            raise KsmError(f"no row {name!r}: expected one of {', '.join(known)}")
+    return tuple(known[name] for name in wanted)
+
+
+def _variants(method: str, base: dict[str, Any], *changes: dict[str, Any]) -> list[Row]:
+    return [
+        Row("-".join([method, *(f"{k}={v}" for k, v in one.items())]), method, settings=base | one)
+        for one in changes
+    ]
+
+
+_START = {"lr": 3e-3, "score_lr": 1e-3}
+
+ABLATION = {
+    row.name: row
+    for row in (
+        *_variants("bn", {}, {"lr": 3e-3}, {"lr": 1e-2}, {"lr": 3e-2}),
+        *_variants(
+            "piggyback",
+            _START,
+            {},
+            {"lr": 1e-2},
+            {"score_lr": 3e-3},
+            {"score_lr": 3e-4},
+            {"start": 6e-3},
+            {"start": 6e-3, "lr": 1e-2},
+            {"norms": "frozen", "lr": 1e-2},
+            {"norms": "frozen", "lr": 1e-2, "score_lr": 3e-4},
+            {"norms": "frozen", "lr": 1e-2, "score_lr": 1e-4},
+        ),
+        *_variants(
+            "finetune",
+            {"lr": 3e-3, "weight_lr": 1e-3},
+            {},
+            {"lr": 1e-2},
+            {"weight_lr": 3e-4},
+            {"weight_lr": 3e-3},
+            {"weight_lr": 1e-2},
+        ),
+        *_variants(
+            "lora",
+            {"rank": 4},
+            {"adapter_lr": 3e-4},
+            {"adapter_lr": 1e-3},
+            {"adapter_lr": 3e-3},
+            {"adapter_lr": 1e-2},
+        ),
+        *_variants(
+            "ksm",
+            _START
+            | {"temperature": 10.0, "alpha": 1.0, "scaling": "continuous", "levels": 16}
+            | _EVERYWHERE,
+            {},
+            {"lr": 1e-2},
+            {"scaling": "none"},
+            {"scaling": "minmax", "alpha": 0.5},
+            {"scaling": "released", "alpha": 0.5},
+            {"alpha": 0.5},
+            {"granularity": "group"},
+            {"granularity": "channel"},
+            {"granularity": "element"},
+            {"temperature": 100.0},
+            {"temperature": 1.0},
+            {"temperature": 100.0, "temperature_end": 1.0},
+            {"scaling": "detached"},
+            {"learn_alpha": True},
+            {"noise": True},
+            {"score_lr": 2e-4},
+            {"score_lr": 5e-3},
+            {"mask_from": "layer2"},
+            {"mask_from": "layer3"},
+            {"start": 6e-3},
+            {"lr": 1e-2, "score_lr": 5e-3},
+            *(
+                {"scaling": "minmax", "alpha": 0.5} | more
+                for more in (
+                    {"lr": 1e-2},
+                    {"score_lr": 2e-3},
+                    {"start": 6e-3},
+                    {"alpha": 0.25},
+                    {"start": 6e-3, "score_lr": 2e-3},
+                )
+            ),
+            {"scaling": "none", "lr": 1e-2},
+            {"start": 6e-3, "lr": 1e-2},
+        ),
+        Row("ksm-released", "ksm", recipe="released", settings={"levels": 16}),
+    )
+}
+"""One thing of ksm changed at a time; min-max with the published alpha. And learning rates of its
+rivals. All start from settings said here: the methods' defaults were chosen by this."""
+
+SIZES = {
+    row.name: row
+    for row in (
+        *(ROWS[name] for name in ("bn", "piggyback+bn", "piggyback")),
+        Row("lora-rank1", "lora", settings={"rank": 1, "adapter_lr": 1e-2}),
+        Row("lora-rank4", "lora", settings={"rank": 4, "adapter_lr": 1e-2}),
+        *(
+            Row(name, "ksm", settings={**settings, **_EVERYWHERE})
+            for name, settings in {
+                "ksm-unpacked": {"levels": 255},
+                "ksm": {},
+                "ksm-small": {"pointwise": 4},
+                "ksm-rate": {"rate": 5.0, "levels": 2},
+                "ksm-smaller": {"pointwise": 8},
+                "ksm-smaller-rate": {"pointwise": 4, "rate": 5.0, "levels": 2},
+                "ksm-smallest": {"pointwise": 8, "rate": 10.0, "levels": 2},
+            }.items()
+        ),
+    )
+}
+"""From nearly unpacked masks (8 bits for the factor of an off unit) to the smallest; all layers
+have one."""
+
+ABOUT_SIZES = (
+    "The five domains again, for the size of task files: how few bytes a mask needs, and what that "
+    "costs. `ksm-unpacked` has 255 levels and no penalty: what packing is measured against. All "
+    "masks, Piggyback's too, are entropy-coded."
+)
+
+STAGES = {
+    row.name: row
+    for row in (
+        Row("ksm", "ksm", settings=_EVERYWHERE),
+        *(
+            Row(f"ksm-from={stage}", "ksm", settings={"mask_from": stage})
+            for stage in ("layer2", "layer3", "layer4")
+        ),
+    )
+}
+"""The mask starts at the input, or at a stage of a ResNet: what is before it, all tasks share."""
+
+ABOUT_STAGES = (
+    "The five domains again, for where the mask starts. `ksm-from=layer3` leaves the layers before "
+    "`layer3` as they are: many tasks run them once for an image, and training keeps their outputs."
+)
+
+_SHORT = {"30": 1, "15": 1 / 2, "10": 1 / 3, "5": 1 / 6}
+
+RECIPES = {
+    row.name: row
+    for row in (
+        Row("ksm-released", "ksm", recipe="released"),
+        *(
+            Row(f"ksm-{epochs}", "ksm", settings=_EVERYWHERE, budget=share)
+            for epochs, share in _SHORT.items()
+        ),
+        *(
+            Row(f"finetune-{epochs}", "finetune", settings={"weight_lr": 3e-3}, budget=share)
+            for epochs, share in _SHORT.items()
+        ),
+        *(
+            dataclasses.replace(row, name=row.name.replace("ksm-", "ksm-10-"), budget=1 / 3)
+            for row in _variants("ksm", dict(_EVERYWHERE), {"lr": 1e-2}, {"score_lr": 4e-3})
+        ),
+        Row(
+            "ksm-15-bf16",
+            "ksm",
+            settings=_EVERYWHERE,
+            training={"precision": "bf16"},
+            budget=1 / 2,
+        ),
+        *(
+            Row(
+                f"ksm-{epochs}-layer3",
+                "ksm",
+                settings={"score_lr": 4e-3, "mask_from": "layer3"},
+                budget=_SHORT[epochs],
+            )
+            for epochs in ("5", "10", "15")
+        ),
+        Row(
+            "ksm-15-layer3-score_lr=0.002",
+            "ksm",
+            settings={"mask_from": "layer3"},
+            budget=_SHORT["15"],
+        ),
+    )
+}
+"""The number in a name is that of the epochs; the released recipe has 30. All layers have a mask
+but in the rows from `layer3` on; the last row is the defaults on a ResNet."""
+
+ABOUT_RECIPES = (
+    "The five domains again, for how soon a recipe reaches the accuracy with which the released "
+    "one ends. The number in a row's name is its epochs; `ksm-released` has the published 30."
+)
+
+ABOUT_ABLATION = (
+    "One setting changed at a time, to choose defaults on validation. The rows `ksm`, `piggyback` "
+    "and `finetune` are where it starts, not the defaults that came of it; piggyback has the "
+    "task's own BatchNorm here. A second round changes several settings at once."
+)
