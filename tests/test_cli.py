@@ -87,6 +87,14 @@ def parsed(found):
     return json.loads(found.out, parse_constant=no_constant)
 
 
+def test_learning_says_what_is_masked_and_where_it_starts(home, works):
+    told = works("learn", "t", "images", *FAST, "--set", "mask_from=stride4").err
+    assert "a mask of 128 units over 1 layers" in told
+    assert "the task starts at body; the layers before stay the backbone's" in told
+    told = works("learn", "u", "images", *FAST).err
+    assert "a mask of 152 units over 2 layers" in told and "starts at" not in told
+
+
 @pytest.fixture(scope="session")
 def learned(tmp_path_factory):
     """A folder of images, and a bank with two tasks learned from it. Copy before a change."""

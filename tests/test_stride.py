@@ -36,6 +36,39 @@ def pooled():
     return Pooled(4, 4, 4, 4, 64)
 
 
+def topped():
+    """Coarse from its last layer on, beside whose weights those of its head are many."""
+    model = Pooled(4, 4, 4, 4, 4)
+    model.head = nn.Linear(4, 1000)
+    return model
+
+
+class Repeating(nn.Module):
+    """One layer makes its maps coarse, step by step."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.down = nn.Conv2d(3, 4, 3, 1, 1), nn.Conv2d(4, 4, 3, 2, 1)
+        self.last, self.head = nn.Conv2d(4, 64, 3, 1, 1), nn.Linear(64, 2)
+
+    def forward(self, images):
+        maps = self.first(images)
+        for _ in range(4):
+            maps = self.down(maps)
+        return self.head(self.last(maps).mean((2, 3)))
+
+
+class Full(nn.Module):
+    """There is no memory left."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.head = nn.Conv2d(3, 4, 1), nn.Linear(4, 2)
+
+    def forward(self, images):
+        raise torch.OutOfMemoryError("no memory")
+
+
 class Before(nn.Module):
     """A ResNet with a module that is registered first and called last."""
 
@@ -106,6 +139,7 @@ def start_of(model, stride, size=224):
         (pooled, 16, "layers.4"),
         (lambda: Pooled(4, 4, 4, 64), 16, None),
         (lambda: Pooled(4, 4, 4, 4, 4), 16, None),  # a fifth of its weights would be left
+        (topped, 16, None),
         (lambda: torchvision.models.swin_t(), 16, None),
         (lambda: Before(nn.ReLU()), 16, "body.layer3"),
         (lambda: Before(nn.BatchNorm1d(512)), 16, None),
@@ -114,6 +148,7 @@ def start_of(model, stride, size=224):
         (lambda: torchvision.models.resnet18().double(), 16, "layer3"),
         (lambda: torchvision.models.resnet18().bfloat16(), 16, "layer3"),
         (Worldly, 16, "body.layers.4"),
+        (Repeating, 16, "last"),
     ],
 )
 def test_the_stage_of_a_stride_has_the_name_that_people_know(make, stride, start):
@@ -139,6 +174,11 @@ def test_no_stage_of_a_network_that_takes_other_images():
 
 def test_squeezed_maps_of_one_pixel_are_no_stage():
     assert start_of(squeezing(), 32, 32) is None
+
+
+def test_a_lack_of_memory_is_no_reason_to_start_elsewhere():
+    with pytest.raises(torch.OutOfMemoryError):
+        start_of(Full(), 16)
 
 
 def test_nothing_is_left_on_the_model_nor_of_the_random_state():
@@ -199,7 +239,7 @@ def test_target_modules_say_where_by_themselves():
     assert not hasattr(model.layer3[0].conv1, "parametrizations")
 
 
-def test_the_size_is_that_of_the_images():
+def test_the_size_is_that_of_the_images(colours):
     """A network that takes no others."""
     layers = [
         layer
@@ -209,6 +249,8 @@ def test_the_size_is_that_of_the_images():
     network = nn.Sequential(*layers, nn.Flatten(), nn.Linear(64, 5))
     for size, start in [(None, None), (32, "8")]:
         assert origin(ksm.add_task(network, 2, size=size)).method.mask_from == start
+    task = ksm.learn(network, colours, name="t", size=32, training=ksm.Training(epochs=1, batch=8))
+    assert task.method.mask_from == "8"
 
 
 @pytest.mark.parametrize("name", ["packnet", "cpg", "lora", "finetune"])
