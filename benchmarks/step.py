@@ -285,7 +285,11 @@ def captured(step: Step) -> Step:
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         step()
-    return graph.replay
+
+    def replay(kept: Step = step) -> None:  # a graph does not keep what its step reads
+        graph.replay()
+
+    return replay
 
 
 def waited(step: Step) -> Step:
