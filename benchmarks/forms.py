@@ -19,15 +19,15 @@ from torch import Tensor, nn
 from torchvision.models import resnet50
 
 import ksm
-from ksm import direct
-from ksm._malloc import keep_freed_blocks
+from ksm.kernels import few_passes as direct
+from ksm.core.allocator import keep_freed_blocks
 from ksm.again import made_again
 from ksm.compare.report import table
-from ksm.memory import twice
+from ksm.train.checkpointing import twice
 from ksm.methods import ksm as soft_masks
-from ksm.order import ordered
+from ksm.train.memory_format import ordered
 from ksm.shortcut import short
-from ksm.together import together
+from ksm.kernels.grouped import together
 
 NETWORKS = {**NETWORKS, "mobilenetv2": lambda: ksm.backbone("mobilenetv2", pretrained=False),
             "resnet50": lambda: resnet50(weights=None)}

@@ -23,12 +23,12 @@ import torch
 from measuring import resident, write
 
 import ksm
-from ksm._malloc import keep_freed_blocks
+from ksm.core.allocator import keep_freed_blocks
 from ksm.compare.images import subset
 from ksm.compare.report import table
 from ksm.data.folder import scan
 from ksm.data.sets import get
-from ksm.display import size
+from ksm.core.text import size
 
 METHODS: dict[str, ksm.Method] = {
     "ksm": ksm.KSM(mask_from=None),
@@ -53,7 +53,7 @@ def folders(count: int, place: Path) -> list[Path]:
 def one(name: str, place: Path) -> None:
     """Learn the tasks of all folders one after another; print a JSON line for each."""
     keep_freed_blocks()
-    method = METHODS[name]
+    method = method_class(name)
     backbone = ksm.backbone("resnet50_1by2")
     with tempfile.TemporaryDirectory() as folder:
         bank = ksm.Bank(folder)

@@ -17,7 +17,7 @@ from measuring import over, spread, write
 
 import ksm
 from ksm import Training
-from ksm._malloc import keep_freed_blocks
+from ksm.core.allocator import keep_freed_blocks
 from ksm.compare.report import table
 from ksm.data.sets import get
 

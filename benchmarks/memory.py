@@ -17,7 +17,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from ksm._malloc import give_back_freed_blocks, keep_freed_blocks
+from ksm.core.allocator import give_back_freed_blocks, keep_freed_blocks
 
 WAYS: dict[str, dict[str, Any]] = {
     "fine-tuning, Adam": {},
@@ -54,8 +54,8 @@ def one(network: str, size: int, way: str, allocator: str) -> None:
     from step import BATCH, CLASSES, NETWORKS, copied, step_of
 
     import ksm
-    from ksm.memory import within
-    from ksm.order import ordered
+    from ksm.train.checkpointing import within
+    from ksm.train.memory_format import ordered
 
     backbone = NETWORKS[network]().eval()
     backbone(torch.randn(2, 3, size, size)).sum().backward()  # so that libraries are loaded
@@ -121,7 +121,7 @@ def report(found: dict[str, Any]) -> None:
     from step import BATCH, NETWORKS
 
     from ksm.compare.report import table
-    from ksm.display import size as bytes_of
+    from ksm.core.text import size as bytes_of
 
     names = [f"{network}, {size} pixels" for network in NETWORKS for size in SIZES]
     measured = {name: found[name] for name in names if name in found}

@@ -22,7 +22,7 @@ import ksm
 from ksm import KSM
 from ksm.compare.report import table
 from ksm.measured import machine
-from ksm.mixed import Strategy
+from ksm.infer.mixed import Strategy
 
 BACKBONE, SIZE = "resnet50_1by2", 64
 BATCHES = ((8, 4), (4, 8), (2, 16), (8, 1))

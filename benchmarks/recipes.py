@@ -14,7 +14,7 @@ from typing import Any
 
 from ksm.compare.cells import read
 from ksm.compare.report import table
-from ksm.metrics import interval, paired
+from ksm.compare.metrics import interval, paired
 
 RIVAL = "ksm-released"
 

@@ -21,9 +21,9 @@ import ksm
 from ksm import KSM, Task, Training
 from ksm.compare.report import table
 from ksm.data.sets import get
-from ksm.display import percent, size
-from ksm.fitting import size_of
-from ksm.taskfile import pack
+from ksm.core.text import percent, size
+from ksm.train.size_budget import size_of
+from ksm.bank.taskfile import pack
 
 NETWORKS: dict[str, Callable[[], nn.Module] | None] = {
     "resnet50_1by2": None,

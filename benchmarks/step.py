@@ -28,16 +28,16 @@ from torch.profiler import ProfilerActivity, profile
 from torchvision.models import resnet18
 
 import ksm
-from ksm._malloc import keep_freed_blocks
+from ksm.core.allocator import keep_freed_blocks
 from ksm.again import made_again
-from ksm.backbones.describe import describe, new_head
-from ksm.clone import replace
+from ksm.core.backbone import describe, new_head
+from ksm.core.clone import replace
 from ksm.compare.report import table
 from ksm.joining import joined
-from ksm.memory import Memory, twice
-from ksm.order import ordered
+from ksm.train.checkpointing import Memory, twice
+from ksm.train.memory_format import ordered
 from ksm.shortcut import short
-from ksm.together import together
+from ksm.kernels.grouped import together
 
 NETWORKS: dict[str, Callable[[], nn.Module]] = {
     "resnet18": lambda: resnet18(weights=None),

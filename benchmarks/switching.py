@@ -25,10 +25,10 @@ from torchvision.models import resnet18, resnet50
 import ksm
 from ksm import KSM, Bank
 from ksm.compare.report import table
-from ksm.display import size
-from ksm.methods._unpacking import Unpacking
-from ksm.place import Place
-from ksm.taskfile import pack, unpack
+from ksm.core.text import size
+from ksm.core.unpacking import Unpacking
+from ksm.infer.hotswap import Place
+from ksm.bank.taskfile import pack, unpack
 
 NETWORKS: dict[str, Callable[[], nn.Module]] = {
     "resnet50_1by2": lambda: ksm.backbone("resnet50_1by2"),

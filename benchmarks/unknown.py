@@ -17,8 +17,8 @@ from ksm import Bank, KsmError
 from ksm.compare.report import table
 from ksm.data.folder import scan, spread
 from ksm.data.load import load, normalise
-from ksm.display import percent
-from ksm.ranking import MEASURES
+from ksm.core.text import percent
+from ksm.infer.task_inference import MEASURES
 
 OUT = Path("results/five-domains/resnet50_1by2")
 IMAGES = 200

@@ -7,8 +7,8 @@ import torch
 from PIL import Image
 from torch import nn
 
-from ksm import _torchvision as _torchvision
-from ksm.data.preprocess import Preprocess
+from ksm.core import _torchvision as _torchvision
+from ksm.core.preprocess import Preprocess
 
 torch.set_num_threads(1)
 if not torch.cuda.is_available():

@@ -10,7 +10,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from ksm import KSM, Bank, Task, add_task, parameter_groups
-from ksm.backbones import fingerprint
+from ksm.core.backbone import fingerprint
 from ksm.methods._masked import layer_masks
 from ksm.task import origin
 

@@ -17,9 +17,9 @@ from ksm import (
     add_task,
     parameter_groups,
 )
-from ksm.backbones import describe, fingerprint
-from ksm.clone import hold, is_norm, share
-from ksm.methods import METHODS, make
+from ksm.core.backbone import describe, fingerprint
+from ksm.core.clone import hold, is_norm, share
+from ksm.methods import make, method_class, registry
 from ksm.methods._masked import layer_masks
 
 
@@ -353,14 +353,14 @@ def test_released_settings():
     assert (schedule.epochs, schedule.batch, schedule.warmup, schedule.seed) == (30, 32, 0.0, 3)
 
 
-@pytest.mark.parametrize("kind", METHODS.values())
+@pytest.mark.parametrize("kind", [method_class(name) for name in registry.names()])
 def test_settings_survive_json(kind):
     import json
 
     method = kind()
     assert make(**json.loads(json.dumps(method.settings()))) == method
     assert isinstance(method, Method)
-    assert {KSM, BN, Probe} <= set(METHODS.values())
+    assert {KSM, BN, Probe} <= {method_class(name) for name in registry.names()}
 
 
 def test_parts_of_a_task_file(backbone):

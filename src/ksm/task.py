@@ -7,17 +7,17 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ksm.backbones.describe import Description, describe, fingerprint, new_head
-from ksm.backbones.widen import size_of, widened
-from ksm.clone import find, parameters_of, replace, share
-from ksm.data.preprocess import Preprocess
+from ksm.core.backbone import Description, describe, fingerprint, new_head
+from ksm.core.clone import find, parameters_of, plain, replace, share
+from ksm.core.preprocess import Preprocess
+from ksm.core.widen import size_of, widened
 from ksm.errors import KsmError
 from ksm.methods import Method, make
 
@@ -224,34 +224,29 @@ class Task:
     def on(self, backbone: nn.Module) -> nn.Module:
         """The task as a plain nn.Module in evaluation mode, with `M * W` as its weights.
 
-        It shares with the backbone every tensor that the task left alone. Outputs equal, to the
-        bit, those of the model that the task was taken from, in evaluation mode and with gradients
-        off (torch's attention takes another path where a weight requires a gradient).
+        Each module has the class that it has in the backbone, so the result can be pickled,
+        copied, fused and exported. It shares with the backbone every parameter that the task left
+        alone. Outputs equal, to the bit, those of the model that the task was taken from, in
+        evaluation mode and with gradients off (torch's attention takes another path where a
+        weight requires a gradient).
 
         Raises:
             KsmError: the backbone is not the one that the task was learned on, or the task's
                 tensors do not fit it.
         """
+        self.check_backbone(backbone)
         head = self.backbone.head
-        found = fingerprint(backbone, head)
-        if found != self.fingerprint:
-            raise KsmError(
-                f"task {self.name!r} was learned on backbone {self.backbone.name!r} with "
-                f"fingerprint {self.fingerprint[:16]}, the backbone given has {found[:16]}; "
-                "give the same weights"
-            )
         network = widened(backbone, self.grown)
-        model = share(network)
+        model = plain(network)
         with torch.random.fork_rng(devices=[]):  # the new head's start values are not used
             replace(model, head, new_head(network, head, len(self.classes)))
+        left = {f"{head}.{name}" for name, _ in model.get_submodule(head).named_parameters()}
         try:
-            for key, tensor in self.tensors.items():
-                if key.startswith("own/"):
-                    _assign(model, key.removeprefix("own/"), tensor)
-            for parameter, _ in model.get_submodule(head).named_parameters(recurse=False):
-                if f"own/{head}.{parameter}" not in self.tensors:
-                    raise KeyError(f"{head}.{parameter} is missing")
-            self.method.fold(model, head, self.tensors, [task.tensors for task in self.earlier])
+            for name, tensor in folded_weights(self, network):
+                _assign(model, name, tensor)
+                left.discard(name)
+            if left:
+                raise KeyError(f"{min(left)} is missing")
         except (
             AttributeError, RuntimeError, LookupError, TypeError, ValueError, KsmError
         ) as error:  # fmt: skip
@@ -260,6 +255,20 @@ class Task:
                 "was written by another version of ksm"
             ) from error
         return model.requires_grad_(False).eval()
+
+    def check_backbone(self, backbone: nn.Module) -> None:
+        """Refuse a backbone that is not the one the task was learned on.
+
+        Raises:
+            KsmError: its fingerprint differs; the message has both.
+        """
+        found = fingerprint(backbone, self.backbone.head)
+        if found != self.fingerprint:
+            raise KsmError(
+                f"task {self.name!r} was learned on backbone {self.backbone.name!r} with "
+                f"fingerprint {self.fingerprint[:16]}, the backbone given has {found[:16]}; "
+                "give the same weights"
+            )
 
     def halved(self) -> Task:
         """The task with its normalisations and head in float16: what it stores and what it
@@ -271,21 +280,44 @@ class Task:
         return dataclasses.replace(self, tensors={**self.tensors, **fit}, digest=None)
 
     def parts(self) -> dict[str, dict[str, Tensor]]:
-        """The tensors by part: `mask`, `norm` (biases too), `head` and `weights`; those that the
-        task has."""
+        """The tensors by part: `mask`, `norm` (biases too), `head`, `weights`, and what else the
+        method names; see `Method.part_of`."""
         parts: dict[str, dict[str, Tensor]] = {}
         for key, tensor in sorted(self.tensors.items()):
             kind, _, name = key.partition("/")
-            if kind == "own":
+            if kind != "own":
+                kind = self.method.part_of(key)
+            elif name.startswith(f"{self.backbone.head}."):
+                kind = "head"
+            else:
                 kind = "weights" if tensor.dim() > 1 else "norm"
-                if name.startswith(f"{self.backbone.head}."):
-                    kind = "head"
-            elif kind == "weights" and not name.endswith("/value"):
-                kind = "mask"
-            elif kind == "adapter":
-                kind = "weights"
             parts.setdefault(kind, {})[key] = tensor
         return parts
+
+
+def folded_weights(task: Task, backbone: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Yield every tensor in which the task's network differs from the backbone, by qualified name.
+
+    These are the task's own tensors (normalisations, head) and its weights `M * W`, each of the
+    dtype and on the device that it has in the network. Nothing is written.
+
+    Args:
+        backbone: the one that the task was learned on, or already wider where the task grew.
+
+    Raises:
+        KeyError, RuntimeError, ValueError, KsmError: the task's tensors do not fit the backbone.
+    """
+    network = widened(backbone, task.grown) if size_of(backbone) != task.grown else backbone
+    like = {**dict(network.named_parameters()), **dict(network.named_buffers())}
+    usual = next(iter(like.values()), torch.empty(0))
+    for key, tensor in task.tensors.items():
+        if key.startswith("own/"):
+            name = key.removeprefix("own/")
+            old = like.get(name, usual)
+            dtype = tensor.dtype if not tensor.is_floating_point() else old.dtype
+            yield name, tensor.to(old.device, dtype, copy=True)
+    earlier = [each.tensors for each in task.earlier]
+    yield from task.method.folded(network, task.backbone.head, task.tensors, earlier)
 
 
 def _check_chain(method: Method, earlier: Sequence[Task], printed: str) -> None:
@@ -321,8 +353,5 @@ def _assign(model: nn.Module, name: str, tensor: Tensor) -> None:
     old = getattr(module, child)
     if old.shape != tensor.shape:
         raise RuntimeError(f"{name} has shape {tuple(tensor.shape)}, not {tuple(old.shape)}")
-    new = tensor.to(old.device, old.dtype, copy=True)
-    if isinstance(old, nn.Parameter):
-        setattr(module, child, nn.Parameter(new, requires_grad=False))
-    else:
-        setattr(module, child, new)
+    new = tensor.to(old.device, old.dtype)
+    setattr(module, child, nn.Parameter(new, False) if isinstance(old, nn.Parameter) else new)

@@ -11,9 +11,9 @@ from typing import Any
 
 from torch import nn
 
-from ksm import _torchvision as _torchvision
-from ksm.backbones.describe import Description, describe, remember
 from ksm.backbones.packaged import PACKAGED
+from ksm.core import _torchvision as _torchvision
+from ksm.core.backbone import Description, describe, remember
 from ksm.errors import KsmError
 
 DEFAULT = "mobilenetv2"

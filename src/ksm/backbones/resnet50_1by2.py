@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, cast
 
 # First, so that timm can be imported.
-from ksm import _torchvision as _torchvision
+from ksm.core import _torchvision as _torchvision
 
 # isort: split
 import numpy as np

@@ -1,0 +1,1 @@
+"""Comparisons: protocols, rows, a file a cell, tables and pictures."""

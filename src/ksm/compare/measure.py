@@ -11,16 +11,16 @@ from typing import Any
 
 import torch
 
-import ksm
-from ksm.compare.cells import Cell, Chain
+from ksm.compare.chain import Cell, Chain
 from ksm.compare.images import images_of
 from ksm.compare.protocol import setup_of, training_of
 from ksm.compare.start import backbone_of
+from ksm.core.atomic import write_atomically
 from ksm.data.folder import scan
 from ksm.data.load import load
-from ksm.evaluation import device, evaluate
 from ksm.methods import make
-from ksm.taskfile import write_atomically
+from ksm.train.evaluate import device, evaluate
+from ksm.train.learn import learn
 
 
 def measure(chain: Chain, place: int) -> Cell:
@@ -43,7 +43,7 @@ def measure(chain: Chain, place: int) -> Cell:
         if place:
             last = bank.load(names[place - 1])
             earlier = (*last.earlier, last)
-    task = ksm.learn(
+    task = learn(
         backbone,
         images_of(protocol, place, chain.out),
         name=names[place],

@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from ksm import metrics
+from ksm.compare import metrics
+from ksm.compare.plot import INK, figure, save
 from ksm.compare.report import Results
-from ksm.plot import INK, figure, save
 
 COLOURS = {
     "ksm": "#d1495b", "piggyback": "#0b6e99", "packnet": "#2e8b57", "cpg": "#8a5a00",

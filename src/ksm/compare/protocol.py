@@ -9,12 +9,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from ksm.bank import Bank
+from ksm.core.names import check_name
 from ksm.data.load import Augment
 from ksm.data.sets import SETS, get
 from ksm.errors import KsmError
-from ksm.methods import METHODS, make
-from ksm.training import Training
+from ksm.methods import make, method_class
+from ksm.train.settings import Training
 
 
 @dataclass(frozen=True)
@@ -94,7 +94,7 @@ class Protocol:
         if len(set(names)) != len(names):
             raise KsmError(f"two tasks have the same name: {', '.join(sorted(names))}")
         for name in names:
-            Bank().path(name)  # a task's name must be plain
+            check_name(name)
 
 
 FIVE_DOMAINS = (
@@ -153,7 +153,7 @@ def training_of(protocol: Protocol, row: Row, place: int, seed: int) -> Training
         **row.training,
     }
     if row.recipe == "released":
-        return Training.released(METHODS[row.method], **budget)
+        return Training.released(method_class(row.method), **budget)
     return Training(**budget)
 
 

@@ -8,9 +8,9 @@ from typing import Any
 
 from torch import nn
 
-from ksm import _torchvision as _torchvision
 from ksm.compare.protocol import Domain, Protocol, Row
 from ksm.compare.rows import ROWS
+from ksm.core import _torchvision as _torchvision
 from ksm.data.cifar100 import SIDE, superclass_folders
 from ksm.data.folder import image_folder
 from ksm.data.load import Augment

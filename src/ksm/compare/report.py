@@ -12,10 +12,10 @@ from typing import Literal
 
 import numpy as np
 
-from ksm import metrics
-from ksm.compare.cells import Cell, read
+from ksm.compare import metrics
+from ksm.compare.chain import Cell, read
 from ksm.compare.rows import ABLATION, ROWS, SIZES, STAGES
-from ksm.display import clock, percent, size
+from ksm.core.text import clock, percent, size
 from ksm.errors import KsmError
 from ksm.methods import make
 
@@ -89,7 +89,7 @@ class Results:
         return [mean(found[task, s] for task in self.tasks) for s in self.seeds(row)]
 
     def matrix(self, row: str, seed: int) -> metrics.Matrix:
-        """The accuracy matrix `R` on the test split, see `ksm.metrics`; nan where not measured."""
+        """The accuracy matrix `R` on the test split, see `ksm.compare.metrics`; nan where not measured."""
         matrix = np.full((len(self.tasks), len(self.tasks)), np.nan)
         for i, task in enumerate(self.tasks):
             for other, accuracy in self.cells[row, task, seed]["accuracies"].items():

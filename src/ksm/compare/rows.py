@@ -159,10 +159,10 @@ SIZES = {
                 "ksm-unpacked": {"levels": 255},
                 "ksm": {},
                 "ksm-small": {"pointwise": 4},
-                "ksm-rate": {"rate": 5.0, "levels": 2},
+                "ksm-rate": {"size_penalty": 5.0, "levels": 2},
                 "ksm-smaller": {"pointwise": 8},
-                "ksm-smaller-rate": {"pointwise": 4, "rate": 5.0, "levels": 2},
-                "ksm-smallest": {"pointwise": 8, "rate": 10.0, "levels": 2},
+                "ksm-smaller-rate": {"pointwise": 4, "size_penalty": 5.0, "levels": 2},
+                "ksm-smallest": {"pointwise": 8, "size_penalty": 10.0, "levels": 2},
             }.items()
         ),
     )

@@ -10,8 +10,8 @@ from safetensors import SafetensorError, safe_open
 
 from ksm.compare.images import images_of
 from ksm.compare.protocol import Protocol, Row, described, training_of
+from ksm.core.atomic import write_atomically
 from ksm.errors import KsmError
-from ksm.taskfile import write_atomically
 
 if TYPE_CHECKING:
     from torch import nn
@@ -30,11 +30,11 @@ def prepare(protocol: Protocol, out: Path) -> str | None:
         return None
     from safetensors.torch import save
 
-    import ksm
     from ksm.backbones import backbone
+    from ksm.train.learn import learn
 
     module = backbone(protocol.backbone, pretrained=False)
-    task = ksm.learn(
+    task = learn(
         module,
         images_of(protocol, 0, out),
         name=protocol.domains[0].name,
@@ -58,7 +58,8 @@ def backbone_of(protocol: Protocol, out: Path) -> nn.Module:
     Raises:
         KsmError: it cannot be had, or the one that was trained is damaged or of another protocol.
     """
-    from ksm.backbones import backbone, describe
+    from ksm.backbones import backbone
+    from ksm.core.backbone import describe
 
     if protocol.start == "pretrained":
         return backbone(protocol.backbone)

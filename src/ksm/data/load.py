@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from ksm import _torchvision as _torchvision
+from ksm.core import _torchvision as _torchvision
+from ksm.core.preprocess import Preprocess
 from ksm.data.folder import Sample
 from ksm.data.images import quiet, read_image
-from ksm.data.preprocess import Preprocess
 from ksm.errors import KsmError
 
 Augment = Literal["none", "flip", "crop", "crop+flip", "pad", "pad+flip"]

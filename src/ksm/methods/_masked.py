@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -11,13 +11,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from ksm.again import all_is_kept, can_be_made_again
-from ksm.clone import own_norms
+from ksm.core.clone import own_norms
+from ksm.core.pack import pack
+from ksm.core.units import Granularity, Units, can_mask, units_of
+from ksm.core.unpacking import Unpacking
 from ksm.errors import KsmError
-from ksm.layout import Granularity, Layout, can_mask, layout
-from ksm.methods._method import Method, Tensors, matches, others, trunk
-from ksm.methods._unpacking import Unpacking
-from ksm.pack import pack
+from ksm.methods._method import Method, Tensors, hold_trunk, matches, others, trunk
 
 Norms = Literal["task", "frozen"]
 
@@ -43,9 +42,9 @@ class Masked(Method):
         super().__post_init__()
         check_norms(self.norms)
 
-    def cut(self, layer: nn.Module) -> Layout:
+    def cut(self, layer: nn.Module) -> Units:
         """How a layer's weight is cut into units."""
-        return layout(layer, self.granularity)
+        return units_of(layer, self.granularity)
 
     def mask_of(self, layer: nn.Module) -> LayerMask:
         """The mask of one layer, to be trained."""
@@ -61,7 +60,7 @@ class Masked(Method):
         raise NotImplementedError
 
     def attach(self, model: nn.Module, head: str, earlier: Sequence[Tensors] = ()) -> Iterable[str]:
-        outside = trunk(model, self.mask_from) | {head}
+        outside = hold_trunk(model, self.mask_from) | {head}
         owned = list(own_norms(model, outside)) if self.norms == "task" else []
         for module in targets(model, outside, self).values():
             parametrize.register_parametrization(
@@ -85,8 +84,8 @@ class Masked(Method):
         layers = units = weights = off = 0
         for _, mask in layer_masks(model):
             layers += 1
-            units += math.prod(mask.layout.units)
-            weights += math.prod(mask.layout.weight)
+            units += math.prod(mask.units.units)
+            weights += math.prod(mask.units.weight)
             off += int(mask.off().sum())
         return {"layers": layers, "weights": weights, "units": units, "off": off / units}
 
@@ -95,17 +94,17 @@ class Masked(Method):
         return targets(model, trunk(model, self.mask_from) | {head}, self)
 
     @torch.no_grad()
-    def fold(
-        self, model: nn.Module, head: str, tensors: Tensors, earlier: Sequence[Tensors] = ()
-    ) -> None:
-        layers = self.layers(model, head).values()
+    def folded(
+        self, network: nn.Module, head: str, tensors: Tensors, earlier: Sequence[Tensors] = ()
+    ) -> Iterator[tuple[str, Tensor]]:
+        layers = self.layers(network, head)
         values = self.factor_values(tensors)
-        unpacking = Unpacking([self.cut(layer) for layer in layers], values)
+        unpacking = Unpacking([self.cut(layer) for layer in layers.values()], values)
         masks = unpacking.masks(tensors["mask/units"], values)
-        for layer, mask in zip(layers, masks, strict=True):
+        for (name, layer), mask in zip(layers.items(), masks, strict=True):
             weight = layer.weight
             assert isinstance(weight, Tensor)
-            layer.weight = nn.Parameter(weight * mask.to(weight), requires_grad=False)
+            yield f"{name}.weight", weight.detach() * mask.to(weight)
 
 
 @dataclass(frozen=True)
@@ -135,17 +134,14 @@ class Scored(Masked):
 
 
 class LayerMask(nn.Module):
-    """Parametrization of one layer's weight: `W_t = M * W`, with `M` of shape `layout.units`."""
-
-    order: torch.memory_format = torch.preserve_format
-    """Of the masked weight in memory, where the mask `can_turn` it."""
+    """Parametrization of one layer's weight: `W_t = M * W`, with `M` of shape `units.units`."""
 
     def __init__(self, layer: nn.Module, method: Masked) -> None:
         super().__init__()
-        self.layout = method.cut(layer)
+        self.units = method.cut(layer)
 
     def mask(self) -> Tensor:
-        """Factors of the units, of shape `layout.units`."""
+        """Factors of the units, of shape `units.units`."""
         raise NotImplementedError
 
     def off(self) -> Tensor:
@@ -153,41 +149,22 @@ class LayerMask(nn.Module):
         raise NotImplementedError
 
     def digits(self) -> Tensor:
-        """The mask as digits of `Masked.factor_values`, uint8, of shape `layout.units`."""
+        """The mask as digits of `Masked.factor_values`, uint8, of shape `units.units`."""
         raise NotImplementedError
 
-    def is_random(self) -> bool:
-        """Whether the mask is another one each time."""
-        return False
-
-    def can_turn(self, weight: Tensor) -> bool:
-        """Whether it can give the masked weight channels last where the weight is not."""
-        return False
-
-    def shortcut(self, weight: Tensor) -> Callable[[], Tensor] | None:
-        """What gives `self(weight)` at less cost a call, as long as the layer keeps its parameters
-        and their order in memory; None where there is nothing."""
-        return None
-
     def forward(self, weight: Tensor) -> Tensor:
-        def masked() -> Tensor:
-            return weight * self.layout.spread(self.mask().to(weight.dtype))
-
-        made = masked()
-        if not (all_is_kept() or self.is_random()):
-            sources = weight, *self.parameters(), *self.buffers()
-            can_be_made_again(made, torch.no_grad()(masked), *sources)
-        return made
+        """Return `M * W`, of the weight's shape and dtype."""
+        return weight * self.units.spread(self.mask().to(weight.dtype))
 
 
 class ScoreMask(LayerMask):
-    """A mask that is made from scores: float32, of shape `layout.units`."""
+    """A mask that is made from scores: float32, of shape `units.units`."""
 
     def __init__(self, layer: nn.Module, method: Scored) -> None:
         super().__init__(layer, method)
         weight = layer.weight
         assert isinstance(weight, Tensor)
-        scores = torch.full(self.layout.units, method.start, device=weight.device)
+        scores = torch.full(self.units.units, method.start, device=weight.device)
         self.score = nn.Parameter(scores)
 
 

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 import re
-from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 
 from torch import Tensor, nn
 
-from ksm.clone import find, hold
+from ksm.core.clone import find, hold
+from ksm.core.stride import coarse_from, stride_of
 from ksm.errors import KsmError
-from ksm.stride import coarse_from, stride_of
 
 Tensors = Mapping[str, Tensor]
 """What a task file holds of a task, by name."""
@@ -31,11 +33,12 @@ class Phase:
             best of such an epoch.
         last: the outcome is that of the last epoch, not of the best one.
         penalty: added to the loss at each step, a scalar tensor; None for none.
-        drops: whether the rates fall where `ksm.Training.drops` says so, or stay.
+        decays: whether the rates fall where `ksm.Training.milestones` says so, or stay.
         start: state that the model is put in first; None: as it stands.
         before_step: called before each step with the share of the phase that is done, from 0 at the
             first to 1 at the last.
         repeats: whether all steps are the same work, but for numbers that stay where they are.
+        during: entered while steps are trained, left before each validation.
     """
 
     name: str
@@ -43,11 +46,12 @@ class Phase:
     groups: list[dict[str, Any]]
     keeps: bool = True
     last: bool = False
-    drops: bool = True
+    decays: bool = True
     start: dict[str, Tensor] | None = None
     before_step: Callable[[float], None] | None = None
     penalty: Callable[[], Tensor] | None = None
     repeats: bool = True
+    during: Callable[[], AbstractContextManager[object]] = nullcontext
 
 
 @dataclass(frozen=True)
@@ -55,12 +59,13 @@ class Outcome:
     """What a phase ended with.
 
     Args:
-        accuracy: on the validation split, in [0, 1].
+        score: on the validation split; larger is better. Of a classification its accuracy, in
+            [0, 1].
         state: of the model then; see `ksm.task.snapshot`.
         record: of the epoch, for people and for JSON.
     """
 
-    accuracy: float
+    score: float
     state: dict[str, Tensor]
     record: dict[str, Any]
 
@@ -91,13 +96,15 @@ class Method:
         lr: learning rate of normalisation and head.
         mask_from: qualified name of the module where the task starts. Modules registered before
             it are the trunk, which no task changes. `strideN`: where maps have 1/N of the image's
-            side, see `ksm.stride`; a task then has that module's name. None, and `stride1`: the
+            side, see `ksm.core.stride`; a task then has that module's name. None, and `stride1`: the
             task starts at the input.
     """
 
     name: ClassVar[str]
     published: ClassVar[Mapping[str, Any] | None] = None
     published_training: ClassVar[Mapping[str, Any]] = {}
+    renamed: ClassVar[Mapping[str, str]] = {}
+    """Settings that had another name in earlier versions, which files still have: old to new."""
     builds_on_tasks: ClassVar[bool] = False
     """Whether a task uses what the tasks before it learned, and so needs their files."""
 
@@ -131,7 +138,7 @@ class Method:
 
     def placed(self, model: nn.Module, head: str, size: int) -> Self:
         """With the module of this model in place of a stride as `mask_from`; see
-        `ksm.stride.coarse_from`. Where the user says which layers, by `target_modules`, none."""
+        `ksm.core.stride.coarse_from`. Where the user says which layers, by `target_modules`, none."""
         stride = stride_of(self.mask_from)
         if stride is None:
             return self
@@ -175,10 +182,23 @@ class Method:
         """What must be stored beside the owned tensors, by name."""
         return {}
 
-    def fold(
-        self, model: nn.Module, head: str, tensors: Tensors, earlier: Sequence[Tensors] = ()
-    ) -> None:
-        """Write what `pack` gave into `model`, a frozen clone, as plain weights."""
+    def folded(
+        self, network: nn.Module, head: str, tensors: Tensors, earlier: Sequence[Tensors] = ()
+    ) -> Iterator[tuple[str, Tensor]]:
+        """Yield the plain weights that `pack` stands for: qualified name and tensor of each.
+
+        Args:
+            network: the backbone, or a wider network of its kind; only read.
+            head: qualified name of the head, whose tensors are not among them.
+            tensors: of the task, from `pack`.
+            earlier: of the tasks that this one builds on, the oldest first.
+        """
+        return iter(())
+
+    def part_of(self, name: str) -> str:
+        """Return the part of a task file that holds the tensor `name` from `pack`: by default what
+        stands before the first slash, such as `mask` of `mask/units`."""
+        return name.partition("/")[0]
 
     def summary(self, model: nn.Module) -> dict[str, Any]:
         """Figures on what was learned, ready for JSON; empty where there is nothing to tell."""
@@ -190,7 +210,7 @@ class Method:
 
 
 def trunk(model: nn.Module, mask_from: str | None) -> frozenset[str]:
-    """Hold the modules registered before `mask_from` in evaluation mode, and name them.
+    """Names of the modules registered before `mask_from`, which no task changes.
 
     Raises:
         KsmError: there is no module of that name.
@@ -198,14 +218,22 @@ def trunk(model: nn.Module, mask_from: str | None) -> frozenset[str]:
     if mask_from is None:
         return frozenset()
     find(model, mask_from, "start of the mask (mask_from; stride1: all layers)")
-    before: set[str] = set()
-    for name, module in model.named_modules():
-        if name == mask_from:
-            break
-        before.add(name)
-        if name and not mask_from.startswith(f"{name}."):
-            hold(module)
-    return frozenset(before)
+    return frozenset(
+        itertools.takewhile(lambda name: name != mask_from, (n for n, _ in model.named_modules()))
+    )
+
+
+def hold_trunk(model: nn.Module, mask_from: str | None) -> frozenset[str]:
+    """Hold the modules registered before `mask_from` in evaluation mode, and name them.
+
+    Raises:
+        KsmError: there is no module of that name.
+    """
+    before = trunk(model, mask_from)
+    for name in before:
+        if name and not (mask_from or "").startswith(f"{name}."):
+            hold(model.get_submodule(name))
+    return before
 
 
 def others(model: nn.Module, known: Iterable[nn.Parameter]) -> list[nn.Parameter]:

@@ -17,11 +17,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from ksm.backbones.widen import original_shape
+from ksm.core.pack import pack, unpack
+from ksm.core.widen import original_shape
 from ksm.errors import KsmError
 from ksm.methods._masked import parts_of
 from ksm.methods._method import Method, Tensors
-from ksm.pack import pack, unpack
 
 
 @dataclass(frozen=True)
@@ -78,13 +78,12 @@ class Owning(Method):
         }
 
     @torch.no_grad()
-    def fold(
-        self, model: nn.Module, head: str, tensors: Tensors, earlier: Sequence[Tensors] = ()
-    ) -> None:
+    def folded(
+        self, network: nn.Module, head: str, tensors: Tensors, earlier: Sequence[Tensors] = ()
+    ) -> Iterator[tuple[str, Tensor]]:
         before = [_by_layer(each, "weights") for each in earlier]
         for name, parts in _by_layer(tensors, "weights").items():
-            module = model.get_submodule(name)
-            weight = module.weight
+            weight = network.get_submodule(name).weight
             assert isinstance(weight, Tensor)
             chain = [each.get(name) for each in before]
             if not earlier:
@@ -96,7 +95,10 @@ class Owning(Method):
                 pick[taken] = bits.to(taken.device)
                 fixed = fixed * pick
             _add(fixed, taken, parts)
-            module.weight = nn.Parameter(fixed, requires_grad=False)
+            yield f"{name}.weight", fixed
+
+    def part_of(self, name: str) -> str:
+        return "weights" if name.endswith("/value") else "mask"
 
     @torch.no_grad()
     def summary(self, model: nn.Module) -> dict[str, Any]:

@@ -6,8 +6,8 @@ from typing import ClassVar
 
 from torch import nn
 
-from ksm.clone import own_norms
-from ksm.methods._method import Method, Tensors, trunk
+from ksm.core.clone import own_norms
+from ksm.methods._method import Method, Tensors, hold_trunk
 
 
 @dataclass(frozen=True)
@@ -17,4 +17,4 @@ class BN(Method):
     name: ClassVar[str] = "bn"
 
     def attach(self, model: nn.Module, head: str, earlier: Sequence[Tensors] = ()) -> Iterable[str]:
-        return list(own_norms(model, trunk(model, self.mask_from) | {head}))
+        return list(own_norms(model, hold_trunk(model, self.mask_from) | {head}))

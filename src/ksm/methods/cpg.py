@@ -9,11 +9,11 @@ from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
-from ksm.backbones.widen import size_of
-from ksm.clone import own, own_norms
+from ksm.core.clone import own, own_norms
+from ksm.core.widen import size_of
 from ksm.errors import KsmError
 from ksm.methods._masked import targets
-from ksm.methods._method import Course, Grow, Phase, Tensors, others, trunk
+from ksm.methods._method import Course, Grow, Phase, Tensors, hold_trunk, others
 from ksm.methods._owned import Full, OwnedWeight, Owning, own_weights, owned_weights
 
 LADDER = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95)
@@ -49,7 +49,7 @@ class CPG(Owning):
         "compact_lr": 1.0,
     }  # fmt: skip
     published_training: ClassVar[Mapping[str, Any]] = {
-        "epochs": 330, "warmup": 0.0, "settle": 0, "drops": (0.5, 0.8)
+        "epochs": 330, "warmup": 0.0, "precise_bn": 0, "milestones": (0.5, 0.8)
     }  # fmt: skip
 
     nesterov: bool = True
@@ -74,7 +74,7 @@ class CPG(Owning):
             raise KsmError(f"max_size {self.max_size}: expected 1 to 16")
 
     def attach(self, model: nn.Module, head: str, earlier: Sequence[Tensors] = ()) -> Iterable[str]:
-        outside = trunk(model, self.mask_from) | {head}
+        outside = hold_trunk(model, self.mask_from) | {head}
         owned = list(own_norms(model, outside))
         layers = targets(model, outside, self)
         try:
@@ -102,10 +102,10 @@ class CPG(Owning):
     def phases(self, model: nn.Module, head: str, epochs: int) -> Course:
         pick, stages, retrain = budget(epochs)
         kept = yield Phase("pick", pick, self.groups(model, head), keeps=False)
-        if kept.accuracy < self.goal:
+        if kept.score < self.goal:
             self._grow(model)
-        met = 0 < self.goal <= kept.accuracy
-        goal = self.goal if met else kept.accuracy - self.tolerance
+        met = 0 < self.goal <= kept.score
+        goal = self.goal if met else kept.score - self.tolerance
         weights = [layer for _, layer in owned_weights(model)]
         slower = [
             {**group, "lr": self.compact_lr * group["lr"]} for group in self.groups(model, head)
@@ -120,13 +120,13 @@ class CPG(Owning):
                     slower,
                     keeps=False,
                     last=True,
-                    drops=False,
+                    decays=False,
                     before_step=prune.to,
                     repeats=False,
                 )
             except KeyboardInterrupt:
                 return kept
-            if found.accuracy < goal:
+            if found.score < goal:
                 break
             kept, before, compacted = found, sparsity, True
         if not compacted:
@@ -137,12 +137,12 @@ class CPG(Owning):
                 retrain,
                 slower,
                 keeps=False,
-                drops=False,
+                decays=False,
                 start=kept.state,
             )
         except KeyboardInterrupt:
             return kept
-        return max(found, kept, key=lambda outcome: outcome.accuracy)
+        return max(found, kept, key=lambda outcome: outcome.score)
 
     def _grow(self, model: nn.Module) -> None:
         if (size := size_of(model) + 0.5) <= self.max_size:

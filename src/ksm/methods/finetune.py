@@ -8,9 +8,9 @@ from typing import Any, ClassVar
 
 from torch import nn
 
-from ksm.clone import is_norm, own
+from ksm.core.clone import is_norm, own
 from ksm.errors import KsmError
-from ksm.methods._method import Method, Tensors, others, trunk
+from ksm.methods._method import Method, Tensors, hold_trunk, others
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class Finetune(Method):
     weight_lr: float = 1e-3
 
     def attach(self, model: nn.Module, head: str, earlier: Sequence[Tensors] = ()) -> Iterable[str]:
-        outside = trunk(model, self.mask_from) | {head}
+        outside = hold_trunk(model, self.mask_from) | {head}
         owned = [
             name
             for name, module in model.named_modules()

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from ksm import direct, mask
-from ksm._fast import fast
+from ksm import kernels, mask
+from ksm.core.units import GRANULARITIES, Granularity, Units, units_of
 from ksm.errors import KsmError
-from ksm.layout import GRANULARITIES, Granularity, Layout, layout
 from ksm.methods._masked import LayerMask, Scored, ScoreMask, parts_of
 from ksm.methods._method import Course, Phase, Tensors
 
@@ -24,7 +25,7 @@ class KSM(Scored):
     """Kernel-wise soft masks (arXiv 2009.05668); `KSM.released()` gives the published settings.
 
     Args:
-        granularity: what a score stands for; see `ksm.layout`.
+        granularity: what a score stands for; see `ksm.core.units`.
         beta, tau, temperature, alpha, scaling: see `ksm.mask`.
         temperature_end: the temperature falls to this in the course of training, by the same
             factor a step; 0: it stays.
@@ -35,7 +36,7 @@ class KSM(Scored):
         spacing: of the levels; see `ksm.mask.level_values`.
         round_from: share of the training after which training rounds too; 1: never.
         pointwise: input channels that share a score in a pointwise (1 x 1) convolution.
-        rate: weight, in the loss, of the mask's size in bits a masked weight; see
+        size_penalty: weight, in the loss, of the mask's size in bits a masked weight; see
             `ksm.mask.coded_bits`. 0: small masks are not sought.
         score_lr, start, norms, target_modules: see `Scored`.
     """
@@ -45,7 +46,10 @@ class KSM(Scored):
         "lr": 2e-4, "score_lr": 2e-4, "temperature": 100.0, "alpha": 0.5, "scaling": "released",
         "levels": 255, "mask_from": None,
     }  # fmt: skip
-    published_training: ClassVar[Mapping[str, Any]] = {"epochs": 30, "warmup": 0.0, "settle": 0}
+    published_training: ClassVar[Mapping[str, Any]] = {
+        "epochs": 30, "warmup": 0.0, "precise_bn": 0
+    }  # fmt: skip
+    renamed: ClassVar[Mapping[str, str]] = {"rate": "size_penalty"}
 
     mask_from: str | None = "stride16"
     score_lr: float = 2e-3
@@ -62,7 +66,7 @@ class KSM(Scored):
     spacing: mask.Spacing = "linear"
     round_from: float = 1.0
     pointwise: int = 1
-    rate: float = 0.0
+    size_penalty: float = 0.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -88,8 +92,8 @@ class KSM(Scored):
                 raise KsmError(f"{name} {value}: expected a whole number from {least} to {most}")
         if not 0 <= self.round_from <= 1:
             raise KsmError(f"round_from {self.round_from}: expected a share from 0 to 1")
-        if not 0 <= self.rate < math.inf:
-            raise KsmError(f"rate {self.rate}: expected a number of at least 0")
+        if not 0 <= self.size_penalty < math.inf:
+            raise KsmError(f"size_penalty {self.size_penalty}: expected a number of at least 0")
 
     @property
     def level_values(self) -> Tensor:
@@ -98,29 +102,59 @@ class KSM(Scored):
             return torch.zeros(1, device="cpu")
         return mask.level_values(self.levels, self.spacing)
 
-    def cut(self, layer: nn.Module) -> Layout:
-        return layout(layer, self.granularity, self.pointwise)
+    def cut(self, layer: nn.Module) -> Units:
+        return units_of(layer, self.granularity, self.pointwise)
 
     def phases(self, model: nn.Module, head: str, epochs: int) -> Course:
         masks = [mask for _, mask in parts_of(model, SoftMask)]
-        weights = sum(math.prod(each.layout.weight) for each in masks)
+        weights = sum(math.prod(each.units.weight) for each in masks)
 
         def before_step(share: float) -> None:
             for each in masks:
                 each.at(share)
 
         def size() -> Tensor:
-            return self.rate / weights * torch.stack([each.bits() for each in masks]).sum()
+            return self.size_penalty / weights * torch.stack([each.bits() for each in masks]).sum()
 
         phase = Phase(
             "train",
             epochs,
             self.groups(model, head),
             before_step=before_step,
-            penalty=size if self.rate else None,
+            penalty=size if self.size_penalty else None,
             repeats=self.round_from == 1,  # rounding reads its levels from the CPU
+            during=partial(self._grouped, model),
         )
         return (yield phase)
+
+    @contextmanager
+    def _grouped(self, model: nn.Module) -> Generator[None]:
+        """Make the masks of all layers at once meanwhile, where `ksm.kernels` can."""
+        if self.noise or self.learn_alpha:
+            yield
+            return
+        members: list[kernels.Member] = []
+        for name, each in parts_of(model, SoftMask):
+            layer: Any = model.get_submodule(name)
+            frozen = layer.parametrizations.weight.original
+            exact = partial(lambda mask: not mask.is_rounded(), each)
+            members.append(
+                kernels.Member(layer, frozen, each.score, each.temperature, each.units, exact)
+            )
+            each.member = members[-1]
+        try:
+            with kernels.grouped(
+                model,
+                members,
+                beta=self.beta,
+                tau=self.tau,
+                alpha=self.alpha,
+                scaling=self.scaling,
+            ):
+                yield
+        finally:
+            for _, each in parts_of(model, SoftMask):
+                each.member = None
 
     def mask_of(self, layer: nn.Module) -> LayerMask:
         return SoftMask(layer, self)
@@ -147,30 +181,6 @@ def _own_values(method: KSM) -> tuple[float, ...]:
     return tuple(method._values(torch.tensor(method.alpha, device="cpu")).tolist())
 
 
-GPUS = ("cuda",)
-"""Kinds of devices on which `ksm.fused_gpu` is to run."""
-
-
-def together(
-    masks: Sequence[SoftMask], weights: Sequence[Tensor]
-) -> Callable[[], Sequence[Tensor]]:
-    """What makes the masked weights of several layers at once; one operation for autograd.
-
-    Args:
-        masks: of one method, on one device, all of which can go together; they are not rounded
-            when it is called.
-    """
-    m = masks[0].method
-    each = list(zip(masks, weights, strict=True))
-    if weights[0].device.type in GPUS:
-        gpu: Any = fast("fused_gpu")
-        layers = [mask._on_gpu(weight) for mask, weight in each]
-        return gpu.AllMasked(layers, beta=m.beta, tau=m.tau, alpha=m.alpha, scaling=m.scaling)
-    cpu: Any = fast("fused_training")
-    masked = cpu.Masked([(weight, mask.score, mask.order) for mask, weight in each])
-    return lambda: masked([mask._settings() for mask in masks])
-
-
 class SoftMask(ScoreMask):
     """The mask of one layer, with its scores as the parameter.
 
@@ -189,6 +199,7 @@ class SoftMask(ScoreMask):
         self.register_buffer("temperature", torch.tensor(method.temperature, device=where))
         alpha = torch.tensor(method.alpha, device=where)
         self.alpha = nn.Parameter(alpha) if method.learn_alpha else method.alpha
+        self.member: kernels.Member | None = None
 
     def at(self, share: float) -> None:
         """Be as the method wants it when `share` of the training is done."""
@@ -198,83 +209,25 @@ class SoftMask(ScoreMask):
             self.temperature.fill_(m.temperature * (m.temperature_end / m.temperature) ** share)
 
     def forward(self, weight: Tensor) -> Tensor:
-        if fused := self._fused(weight):
-            return fused.masked(weight, self.score, self.order, **self._settings())
-        return super().forward(weight)
-
-    def can_turn(self, weight: Tensor) -> bool:
-        fused = self._fused(weight)
-        return bool(fused) and fused.can_turn(weight, self.score)
-
-    def shortcut(self, weight: Tensor) -> Callable[[], Tensor] | None:
-        fused = self._fused(weight)
-        if not fused:
-            return None
-        masked = fused.Masked([(weight, self.score, self.order)])
-        return lambda: self(weight) if self.is_rounded() else masked([self._settings()])[0]
-
-    def _fused(self, weight: Tensor) -> Any:
-        """`ksm.fused_training` where it can make the masked weight, else None."""
-        fused = fast("fused_training") if self._is_direct() else None
-        scaling = self.method.scaling
-        return fused if fused and fused.fits(weight, self.score, self.layout, scaling) else None
-
-    def goes_together(self, weight: Tensor) -> bool:
-        """Whether the masked weight can be made `together` with those of other layers."""
-        on_gpu = weight.device.type in GPUS
-        return (self._on_gpu(weight) if on_gpu else self._fused(weight)) is not None
-
-    def _on_gpu(self, weight: Tensor) -> Any:
-        """A `ksm.fused_gpu.Layer` where its kernels can make the masked weight, else None."""
-        exact = not self.method.noise and not isinstance(self.alpha, Tensor)
-        fused = fast("fused_gpu") if exact else None
-        if not fused or self.method.scaling not in fused.SCALINGS or not fused.works(weight.device):
-            return None
-        layer = fused.Layer(weight, self.score, self.temperature, self.layout)
-        return layer if layer.fits() else None
+        made = self.member.made() if self.member else None
+        return super().forward(weight) if made is None else made
 
     def mask(self) -> Tensor:
-        if self._is_direct():
-            return direct.soft_mask(self.score, **self._settings())
-        m = self.method
-        noise = mask.gumbel_noise(self.score) if self.is_random() else None
-        return mask.soft_mask(
+        noisy = self.method.noise and self.training
+        return kernels.soft_mask(
             self.score,
-            beta=m.beta,
-            tau=m.tau,
+            beta=self.method.beta,
+            tau=self.method.tau,
             temperature=self.temperature,
             alpha=self.alpha,
-            scaling=m.scaling,
-            noise=noise,
-            values=m.level_values if self.is_rounded() else None,
+            scaling=self.method.scaling,
+            noise=mask.gumbel_noise(self.score) if noisy else None,
+            values=self.method.level_values if self.is_rounded() else None,
         )
-
-    def is_random(self) -> bool:
-        return self.method.noise and self.training
 
     def is_rounded(self) -> bool:
         """Whether the mask has the values that a task file tells apart."""
         return self.rounds or not self.training
-
-    def _is_direct(self) -> bool:
-        """Whether `ksm.direct` can make the mask."""
-        return (
-            not self.is_rounded()
-            and not self.method.noise
-            and not isinstance(self.alpha, Tensor)
-            and (self.score.device.type, self.score.dtype) == ("cpu", torch.float32)
-            and not torch.compiler.is_compiling()
-        )
-
-    def _settings(self) -> mask.Settings:
-        m = self.method
-        return {
-            "beta": m.beta,
-            "tau": m.tau,
-            "temperature": self.temperature.item(),
-            "alpha": m.alpha,
-            "scaling": m.scaling,
-        }
 
     def soft(self) -> Tensor:
         return mask.soft_on(self.score, self.method.beta, self.method.tau, self.temperature)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from torch.nn.utils import parametrize
 
-from ksm.clone import own_norms
+from ksm.core.clone import own_norms
 from ksm.errors import KsmError
 from ksm.methods._masked import Norms, check_norms, parts_of, targets
-from ksm.methods._method import Method, Tensors, others, trunk
+from ksm.methods._method import Method, Tensors, hold_trunk, others, trunk
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ class LoRA(Method):
             parametrize.register_parametrization(
                 layer, "weight", Adapter(a, b, self.scale), unsafe=True
             )
-        outside = trunk(model, self.mask_from) | {head}
+        outside = hold_trunk(model, self.mask_from) | {head}
         return list(own_norms(model, outside)) if self.norms == "task" else []
 
     def groups(self, model: nn.Module, head: str) -> list[dict[str, Any]]:
@@ -93,16 +93,19 @@ class LoRA(Method):
         }
 
     @torch.no_grad()
-    def fold(
-        self, model: nn.Module, head: str, tensors: Tensors, earlier: Sequence[Tensors] = ()
-    ) -> None:
-        for name, layer in self.layers(model, head).items():
+    def folded(
+        self, network: nn.Module, head: str, tensors: Tensors, earlier: Sequence[Tensors] = ()
+    ) -> Iterator[tuple[str, Tensor]]:
+        for name, layer in self.layers(network, head).items():
             weight = layer.weight
             assert isinstance(weight, Tensor)
             a, b = (
                 tensors[f"adapter/{name}/{key}"].to(weight.device, copy=True) for key in ("a", "b")
             )
-            layer.weight = nn.Parameter(adapted(weight, a, b, self.scale), requires_grad=False)
+            yield f"{name}.weight", adapted(weight.detach(), a, b, self.scale)
+
+    def part_of(self, name: str) -> str:
+        return "weights"
 
 
 class Adapter(nn.Module):

@@ -8,10 +8,10 @@ from typing import Any, ClassVar
 
 from torch import nn
 
-from ksm.clone import own_norms
+from ksm.core.clone import own_norms
 from ksm.errors import KsmError
 from ksm.methods._masked import Norms, check_norms, targets
-from ksm.methods._method import Course, Phase, Tensors, others, trunk
+from ksm.methods._method import Course, Phase, Tensors, hold_trunk, others
 from ksm.methods._owned import Owning, own_weights, owned_weights
 
 
@@ -36,7 +36,7 @@ class PackNet(Owning):
         "lr": 1e-3, "weight_lr": 1e-3, "optimizer": "sgd", "norms": "frozen"
     }  # fmt: skip
     published_training: ClassVar[Mapping[str, Any]] = {
-        "epochs": 30, "warmup": 0.0, "settle": 0, "drops": (0.5,)
+        "epochs": 30, "warmup": 0.0, "precise_bn": 0, "milestones": (0.5,)
     }  # fmt: skip
 
     prune: float = 0.75
@@ -49,7 +49,7 @@ class PackNet(Owning):
             raise KsmError(f"prune {self.prune}: expected at least 0 and less than 1")
 
     def attach(self, model: nn.Module, head: str, earlier: Sequence[Tensors] = ()) -> Iterable[str]:
-        outside = trunk(model, self.mask_from) | {head}
+        outside = hold_trunk(model, self.mask_from) | {head}
         owned = list(own_norms(model, outside)) if self.norms == "task" else []
         own_weights(model, targets(model, outside, self), earlier, self.base)
         return owned
@@ -74,4 +74,4 @@ class PackNet(Owning):
         for _, owned in owned_weights(model):
             owned.prune(self.prune)
         slower = [{**group, "lr": group["lr"] / 10} for group in self.groups(model, head)]
-        return (yield Phase("retrain", epochs - train, slower, drops=False))
+        return (yield Phase("retrain", epochs - train, slower, decays=False))

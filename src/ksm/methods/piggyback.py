@@ -10,8 +10,8 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
+from ksm.core.units import Granularity
 from ksm.errors import KsmError
-from ksm.layout import Granularity
 from ksm.methods._masked import LayerMask, Scored, ScoreMask
 from ksm.methods._method import Tensors
 
@@ -36,7 +36,7 @@ class Piggyback(Scored):
     granularity: ClassVar[Granularity] = "element"
     published: ClassVar[Mapping[str, Any]] = {"lr": 1e-4, "score_lr": 1e-4, "norms": "frozen"}
     published_training: ClassVar[Mapping[str, Any]] = {
-        "epochs": 30, "warmup": 0.0, "settle": 0, "drops": (0.5,)
+        "epochs": 30, "warmup": 0.0, "precise_bn": 0, "milestones": (0.5,)
     }  # fmt: skip
 
     values: Values = "binary"

@@ -6,7 +6,7 @@ from typing import ClassVar
 
 from torch import nn
 
-from ksm.methods._method import Method, Tensors, trunk
+from ksm.methods._method import Method, Tensors, hold_trunk
 
 
 @dataclass(frozen=True)
@@ -16,5 +16,5 @@ class Probe(Method):
     name: ClassVar[str] = "probe"
 
     def attach(self, model: nn.Module, head: str, earlier: Sequence[Tensors] = ()) -> Iterable[str]:
-        trunk(model, self.mask_from)
+        hold_trunk(model, self.mask_from)
         return []

@@ -9,8 +9,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
+from ksm.core.units import GRANULARITIES, Granularity
 from ksm.errors import KsmError
-from ksm.layout import GRANULARITIES, Granularity
 from ksm.methods._masked import LayerMask, Masked
 from ksm.methods._method import Tensors
 
@@ -21,7 +21,7 @@ class RandomMask(Masked):
 
     Args:
         off: share of each layer's units that is off, drawn from torch's global generator.
-        granularity: what a unit is; see `ksm.layout`.
+        granularity: what a unit is; see `ksm.core.units`.
         norms, target_modules: see `Masked`.
     """
 
@@ -55,10 +55,10 @@ class FixedMask(LayerMask):
         super().__init__(layer, method)
         weight = layer.weight
         assert isinstance(weight, Tensor)
-        count = math.prod(self.layout.units)
+        count = math.prod(self.units.units)
         on = torch.ones(count, dtype=torch.bool)
         on[torch.randperm(count)[: int(method.off * count)]] = False
-        self.register_buffer("on", on.reshape(self.layout.units).to(weight.device))
+        self.register_buffer("on", on.reshape(self.units.units).to(weight.device))
 
     def mask(self) -> Tensor:
         return self.on.float()

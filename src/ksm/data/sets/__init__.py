@@ -7,6 +7,7 @@ import difflib
 import tempfile
 from pathlib import Path
 
+from ksm.core.packages import cache_dir, fetch
 from ksm.data.sets._set import ImageSet, Progress
 from ksm.data.sets.characters import CHARACTERS
 from ksm.data.sets.digits import MNIST, MNIST_SMALL
@@ -16,7 +17,6 @@ from ksm.data.sets.greek_cyrillic import GREEK_CYRILLIC
 from ksm.data.sets.silhouette import SILHOUETTE
 from ksm.data.sets.solar import SOLAR
 from ksm.errors import KsmError
-from ksm.fetch import cache_dir, fetch
 
 __all__ = ["SETS", "ImageSet", "get"]
 

@@ -14,8 +14,8 @@ from typing import Any
 
 from PIL import Image
 
+from ksm.core.packages import Npm, fetch
 from ksm.errors import KsmError
-from ksm.fetch import Npm, fetch
 
 # What only tells who does a thing or which way they face, not what is done.
 _WHO = {

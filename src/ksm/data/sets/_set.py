@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from ksm.fetch import Debian, Package, fetch
+from ksm.core.packages import Debian, Package, fetch
 
 Progress = Callable[[str], None]
 

@@ -11,9 +11,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from ksm.core.packages import Debian, fetch
 from ksm.data.sets._set import ImageSet, Progress
 from ksm.data.sets._tree import Pixels, save
-from ksm.fetch import Debian, fetch
 
 CHARACTERS_DRAWN = string.ascii_uppercase + string.ascii_lowercase + string.digits
 

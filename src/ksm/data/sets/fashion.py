@@ -5,10 +5,10 @@ from pathlib import Path
 
 import numpy as np
 
+from ksm.core.packages import Debian, fetch
 from ksm.data.sets._set import ImageSet, Progress
 from ksm.data.sets._tree import Pixels, carved, save_arrays
 from ksm.errors import KsmError
-from ksm.fetch import Debian, fetch
 
 _PACKAGE = Debian("dataset-fashion-mnist")
 _NAMES = (

@@ -7,11 +7,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ksm.core.packages import PyPI, fetch
 from ksm.data.pickles import read_plain
 from ksm.data.sets._set import ImageSet, Progress
 from ksm.data.sets._tree import Pixels, save_arrays
 from ksm.errors import KsmError
-from ksm.fetch import PyPI, fetch
 
 _PACKAGE = PyPI(
     "animal-mnist", "0.4", "aeebf3d9de4552d6fd2d5701424e1a5b9020f8e5115d68df9db252f2f53ce2ce"

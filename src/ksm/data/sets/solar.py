@@ -2,9 +2,9 @@
 
 from pathlib import Path
 
+from ksm.core.packages import PyPI, fetch
 from ksm.data.sets._set import ImageSet, Progress
 from ksm.data.sets._tree import save_file, split_of
-from ksm.fetch import PyPI, fetch
 
 _PACKAGE = PyPI(
     "elpv-dataset",

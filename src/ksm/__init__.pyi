@@ -1,0 +1,30 @@
+from .backbones.names import backbone as backbone
+from .bank.bank import Bank as Bank
+from .core.preprocess import Preprocess as Preprocess
+from .errors import KsmError as KsmError
+from .infer.all_tasks import AllTasks as AllTasks
+from .infer.engine import Engine as Engine
+from .infer.mixed import Mixed as Mixed
+from .infer.predict import predict as predict
+from .methods._method import Method as Method
+from .methods.bn import BN as BN
+from .methods.cpg import CPG as CPG
+from .methods.finetune import Finetune as Finetune
+from .methods.ksm import KSM as KSM
+from .methods.lora import LoRA as LoRA
+from .methods.packnet import PackNet as PackNet
+from .methods.piggyback import Piggyback as Piggyback
+from .methods.probe import Probe as Probe
+from .methods.random_mask import RandomMask as RandomMask
+from .methods.registry import register_method as register_method
+from .methods.scratch import Scratch as Scratch
+from .task import Task as Task
+from .task import add_task as add_task
+from .task import folded_weights as folded_weights
+from .task import parameter_groups as parameter_groups
+from .train.callbacks import Callback as Callback
+from .train.learn import learn as learn
+from .train.objective import Objective as Objective
+from .train.settings import Training as Training
+
+__version__: str

@@ -1,0 +1,208 @@
+"""A bank: a folder with one task file a task; see `ksm.bank.taskfile`."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ksm.bank.index import headers_of
+from ksm.bank.taskfile import digest_of, read_header, read_link, write
+from ksm.core.atomic import reason
+from ksm.core.names import check_name, is_plain, listed
+from ksm.errors import KsmError
+
+if TYPE_CHECKING:
+    from ksm.task import Task
+
+SUFFIX = ".safetensors"
+
+
+class Bank:
+    """The tasks in a folder, by name.
+
+    Args:
+        folder: made when the first task is saved.
+    """
+
+    def __init__(self, folder: str | os.PathLike[str] = "bank") -> None:
+        self.folder = Path(folder)
+
+    def names(self) -> list[str]:
+        """Names of the tasks in the folder, sorted."""
+        return list(self._files())
+
+    def _files(self) -> dict[str, Path]:
+        """The task files by name, sorted."""
+        if not self.folder.is_dir():
+            return {}
+        with os.scandir(self.folder) as entries:
+            files = [e.name for e in entries if e.name.endswith(SUFFIX) and e.is_file()]
+        named = sorted((file.removesuffix(SUFFIX), self.folder / file) for file in files)
+        return {name: path for name, path in named if is_plain(name)}
+
+    def __contains__(self, name: str) -> bool:
+        return is_plain(name) and self.path(name).is_file()
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.names())
+
+    def path(self, name: str) -> Path:
+        """Where the task's file is, or would be.
+
+        Raises:
+            KsmError: not a plain file name.
+        """
+        check_name(name)
+        return self.folder / f"{name}{SUFFIX}"
+
+    def check_free(self, name: str, force: bool = False) -> None:
+        """Tell before any work whether `save` could take a task of that name.
+
+        Raises:
+            KsmError: the name is not plain or is taken, the folder cannot be written to, or other
+                tasks build on the one that would be replaced.
+        """
+        path = self.path(name)
+        if path.is_dir():
+            raise KsmError(f"{path} is a folder where the task's file should be: remove it")
+        if path.exists() and not force:
+            raise KsmError(
+                f"{path} exists: choose another name, or give --force (force=True) to replace it"
+            )
+        if path.exists():
+            self._check_leaf(name)
+        try:
+            new = not self.folder.exists()
+            self.folder.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=self.folder):
+                pass
+            if new:
+                self.folder.rmdir()
+        except OSError as error:
+            raise KsmError(f"cannot write to bank {self.folder}: {reason(error)}") from error
+
+    def save(self, task: Task, force: bool = False) -> Path:
+        """Write the task's file and return its path.
+
+        Raises:
+            KsmError: the name is not plain or is taken (unless `force`), the folder or disk
+                cannot take the file, or a task that it builds on is not in the bank; what was
+                there before is still there.
+        """
+        self.check_free(task.name, force)
+        path = self.path(task.name)
+        self.check_earlier(task.name, task.earlier)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write(path, task)
+        return path
+
+    def check_earlier(self, name: str, earlier: Sequence[Task]) -> None:
+        """Tell before any work whether a task could be saved that builds on these.
+
+        Raises:
+            KsmError: one is not in the bank, or another task of its name is.
+        """
+        for one in earlier:
+            if one.name not in self or self.header(one.name)["digest"] != digest_of(one):
+                raise KsmError(
+                    f"task {name!r} builds on task {one.name!r}, which is not in "
+                    f"{self.folder}, or not as it was: save it there first"
+                )
+
+    def load(self, name: str) -> Task:
+        """Read a task. Its name is the file's: who renames the file renames the task.
+
+        Raises:
+            KsmError: there is no such task, its file is damaged or of a newer format, or a task
+                that it builds on is gone or was altered.
+        """
+        task, links = read_link(self._existing(name))
+        earlier: list[Task] = []
+        for parent, digest in links:
+            if parent not in self:
+                raise KsmError(f"task {name!r} builds on {parent!r}, which is not in {self.folder}")
+            one, _ = read_link(self.path(parent))
+            if one.digest != digest:
+                raise KsmError(
+                    f"task {name!r} builds on {parent!r}, whose file in {self.folder} is another"
+                )
+            earlier.append(replace(one, name=parent, earlier=tuple(earlier)))
+        return replace(task, name=name, earlier=tuple(earlier))
+
+    def chain(self, method: str, fingerprint: str) -> tuple[Task, ...]:
+        """The tasks that a new task of a method would build on, the oldest first.
+
+        Args:
+            method: name of a method whose tasks share weights.
+            fingerprint: of the backbone.
+
+        Raises:
+            KsmError: as `load`, or there are several such chains.
+        """
+        found = {
+            name: [link[0] for link in header.get("earlier", [])]
+            for name, header in self.headers(keep=False)[0].items()
+            if header["method"]["name"] == method
+            and header["backbone"]["fingerprint"] == fingerprint
+        }
+        ends = [name for name in found if not any(name in links for links in found.values())]
+        if len(ends) > 1:
+            raise KsmError(
+                f"{self.folder} has several chains of {method} tasks on this backbone, which end "
+                f"with {', '.join(ends)}: keep each in a bank of its own"
+            )
+        if not ends:
+            return ()
+        last = self.load(ends[0])
+        return (*last.earlier, last)
+
+    def header(self, name: str) -> dict[str, Any]:
+        """The JSON of a task's file alone, without its tensors and the history of its epochs; not
+        checked against the digest.
+
+        Raises:
+            KsmError: as `load`, as far as the JSON shows it.
+        """
+        return {**read_header(self._existing(name)), "name": name}
+
+    def headers(self, keep: bool = True) -> tuple[dict[str, dict[str, Any]], list[str]]:
+        """The JSON of all task files by name, and a line for each file that cannot be read, which
+        keeps no other from its work.
+
+        Files that have not changed since the last call are not read again: see `ksm.bank.index`.
+
+        Args:
+            keep: write what was read to the index.
+        """
+        return headers_of(self._files(), self.folder, keep)
+
+    def remove(self, name: str) -> None:
+        """Delete a task's file.
+
+        Raises:
+            KsmError: there is no such task, others build on it, or the folder cannot be written
+                to.
+        """
+        path = self._existing(name)
+        self._check_leaf(name)
+        try:
+            path.unlink()
+        except OSError as error:
+            raise KsmError(f"cannot remove {path}: {reason(error)}") from error
+
+    def _check_leaf(self, name: str) -> None:
+        """No other task builds on this one."""
+        for other, header in self.headers(keep=False)[0].items():
+            if name in [link[0] for link in header.get("earlier", [])]:
+                raise KsmError(f"task {other!r} builds on {name!r}: remove {other!r} first")
+
+    def _existing(self, name: str) -> Path:
+        path = self.path(name)
+        if not path.is_file():
+            known = listed(self.names())
+            raise KsmError(f"no task {name!r} in {self.folder}; the tasks there: {known}")
+        return path

@@ -1,0 +1,184 @@
+"""`ksm compare` and `ksm bench`: comparisons on a user's folders, and the fixed protocols."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from ksm.errors import KsmError
+
+if TYPE_CHECKING:
+    from ksm.compare.protocol import Protocol, Row
+    from ksm.compare.report import Split
+
+ROWS = "probe,bn,piggyback+bn,ksm,finetune"
+
+MethodsOption = Annotated[
+    str | None,
+    typer.Option("--methods", help="Rows, with commas: `ksm bench rows` lists them."),
+]
+SeedsOption = Annotated[int, typer.Option(min=1, help="Seeds 0 ... N-1.")]
+OutOption = Annotated[
+    Path | None,
+    typer.Option(help="Folder for cells, report and pictures."),
+]
+ProcessesOption = Annotated[int, typer.Option(min=1, help="Cells at the same time.")]
+BackboneOption = Annotated[str | None, typer.Option("--backbone", help="Backbone by name.")]
+RenderOption = Annotated[
+    bool, typer.Option("--render", help="Only make report and pictures from the cells there.")
+]
+
+
+def compare(
+    folders: Annotated[list[Path], typer.Argument(help="Folders of labelled images, a task each.")],
+    methods: MethodsOption = ROWS,
+    backbone: BackboneOption = None,
+    seeds: SeedsOption = 1,
+    size: Annotated[int, typer.Option(help="Image side, pixels.")] = 96,
+    epochs: Annotated[int, typer.Option(help="Of each task.")] = 15,
+    augment: Annotated[str, typer.Option(help="As in `ksm learn`.")] = "flip",
+    limit: Annotated[
+        int | None, typer.Option(min=1, help="At most so many training images.")
+    ] = None,
+    out: OutOption = None,
+    processes: ProcessesOption = 1,
+    render: RenderOption = False,
+) -> None:
+    """Compare methods on your own folders: one table, every number from a file of its own."""
+    from ksm.backbones import DEFAULT
+    from ksm.compare.protocol import Domain, Protocol
+    from ksm.compare.rows import rows_named
+    from ksm.data.load import AUGMENTS, Augment
+
+    def checked(value: str) -> Augment:
+        for known in AUGMENTS:
+            if value == known:
+                return known
+        raise KsmError(f"augment {value!r}: expected one of {', '.join(AUGMENTS)}")
+
+    rows = rows_named((methods or ROWS).split(","))
+    domains = tuple(
+        Domain(folder.resolve().name, str(folder.resolve()), checked(augment)) for folder in folders
+    )
+    protocol = Protocol(
+        "comparison",
+        domains,
+        backbone or DEFAULT,
+        size,
+        epochs,
+        limit={"train": limit} if limit else {},
+    )
+    _go(protocol, rows, seeds, out or Path("comparison"), processes, render)
+
+
+def bench(
+    protocol: Annotated[
+        str,
+        typer.Argument(
+            help="five-domains, sizes, stages, recipes, twenty-tasks, ablation, imagenet-to-sketch "
+            "or cifar100; or rows, to list what can be compared."
+        ),
+    ],
+    folder: Annotated[
+        Path | None,
+        typer.Argument(help="Your copy of the images, for imagenet-to-sketch and cifar100."),
+    ] = None,
+    methods: MethodsOption = None,
+    backbone: BackboneOption = None,
+    seeds: SeedsOption = 1,
+    out: OutOption = None,
+    processes: ProcessesOption = 1,
+    render: RenderOption = False,
+) -> None:
+    """Compare methods by a fixed protocol; what was measured before is not measured again."""
+    from ksm.compare import protocol as protocols
+    from ksm.compare import public
+    from ksm.compare import rows as known_rows
+
+    if protocol == "rows":
+        _print_rows()
+        return
+    if (folder is None) == (protocol in ("imagenet-to-sketch", "cifar100")):
+        needs = "a folder with your copy of its images" if folder is None else "no folder"
+        raise KsmError(f"bench {protocol}: expected {needs}")
+    choice = {"backbone": backbone} if backbone else {}
+    named: dict[str, Callable[[], Protocol]] = {
+        "five-domains": lambda: protocols.five_domains(**choice),
+        "sizes": lambda: protocols.sizes(**choice),
+        "stages": lambda: protocols.stages(**choice),
+        "recipes": lambda: protocols.recipes(**choice),
+        "twenty-tasks": lambda: public.twenty_tasks(**choice),
+        "ablation": lambda: protocols.ablation(**choice),
+        "imagenet-to-sketch": lambda: public.imagenet_to_sketch(folder or Path(), **choice),
+        "cifar100": lambda: public.cifar100(
+            folder or Path(), (out or Path("comparison/cifar-100")) / "cifar-100", **choice
+        ),
+    }
+    if protocol not in named:
+        raise KsmError(f"no protocol {protocol!r}: expected one of {', '.join(named)}")
+    chosen = named[protocol]()
+    tables = {
+        "ablation": (known_rows.ABLATION, known_rows.ABOUT_ABLATION),
+        "sizes": (known_rows.SIZES, known_rows.ABOUT_SIZES),
+        "stages": (known_rows.STAGES, known_rows.ABOUT_STAGES),
+        "recipes": (known_rows.RECIPES, known_rows.ABOUT_RECIPES),
+        "cifar100": (public.CIFAR100_ROWS, ""),
+    }
+    known, about = tables.get(protocol, (known_rows.ROWS, ""))
+    rows = known_rows.rows_named(methods.split(",") if methods else list(known), known)
+    split = "val" if protocol == "ablation" else "test"
+    _go(chosen, rows, seeds, out or _default(chosen), processes, render, split, about)
+
+
+def _print_rows() -> None:
+    from ksm.compare.rows import ABLATION, RECIPES, ROWS, SIZES, STAGES
+
+    for title, table in (
+        ("of all comparisons but the following", ROWS),
+        ("of sizes", SIZES),
+        ("of stages", STAGES),
+        ("of recipes", RECIPES),
+    ):
+        print(f"{title}:")
+        for row in table.values():
+            settings = ", ".join(f"{k} {v}" for k, v in row.settings.items())
+            recipe = " released" if row.recipe == "released" else ""
+            print(f"  {row.name:22}{row.method}{recipe}{f' ({settings})' if settings else ''}")
+    print("of ablation:", *(f"  {name}" for name in ABLATION), sep="\n")
+
+
+def _default(protocol: Protocol) -> Path:
+    return Path("comparison") / f"{protocol.name}-{protocol.backbone.replace(':', '-')}"
+
+
+def _go(
+    protocol: Protocol,
+    rows: tuple[Row, ...],
+    seeds: int,
+    out: Path,
+    processes: int,
+    render: bool,
+    split: Split = "test",
+    about: str = "",
+) -> None:
+    from importlib.util import find_spec
+
+    from ksm.compare.cells import run
+    from ksm.compare.pictures import draw
+    from ksm.compare.report import Results, markdown
+    from ksm.core.atomic import write_atomically
+
+    if not all(find_spec(package) for package in ("matplotlib", "scipy")):
+        raise KsmError("a comparison needs matplotlib and scipy: pip install 'ksm[compare]'")
+    failed = [] if render else run(protocol, rows, range(seeds), out, processes)
+    results = Results.of(out, split)
+    text = markdown(results, about)
+    write_atomically(out / "report.md", text.encode())
+    print(text)
+    for path in [out / "report.md", *draw(results, out)]:
+        print(path)
+    if failed:
+        raise KsmError(f"not finished: {'; '.join(failed)}")

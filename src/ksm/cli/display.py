@@ -1,0 +1,149 @@
+"""What a person sees of a run: a live line on a terminal, a line an epoch elsewhere."""
+
+from __future__ import annotations
+
+import json
+import os
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn
+from rich.progress import Progress as Bars
+
+from ksm.core.text import clock, percent
+from ksm.train.callbacks import Callback
+
+if TYPE_CHECKING:
+    from ksm.data.folder import Folder
+    from ksm.data.load import Skipped
+    from ksm.train.loop import Progress
+
+_LISTED = 10
+
+
+class Display(Callback):
+    """Shows the run and writes its log.
+
+    Args:
+        console: where to show it.
+        log: file of JSON lines, one an epoch; None for none. While the run lasts it has `.part`
+            at the end of its name; a run that fails takes it away and leaves an older log alone.
+    """
+
+    def __init__(self, console: Console, log: Path | None = None) -> None:
+        self.console = console
+        self.log = log
+        self._part = log.with_name(f".{log.name}.{os.getpid()}.part") if log else None
+        self.bars = Bars(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=24),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[text]}"),
+            console=console,
+            transient=True,
+            disable=not console.is_terminal,
+        )
+        self._reading: TaskID | None = None
+        self._training: TaskID | None = None
+        self._phase = ""
+
+    def __enter__(self) -> Display:
+        self.bars.start()
+        return self
+
+    def __exit__(self, kind: object, *_: object) -> None:
+        self.bars.stop()
+        if self.log and self._part:
+            with suppress(OSError):
+                if kind is None:
+                    self._part.replace(self.log)
+                else:
+                    self._part.unlink()
+
+    def scanned(self, folder: Folder, epochs: int) -> None:
+        counts = ", ".join(f"{len(part)} {split}" for split, part in folder.splits.items())
+        self.console.print(
+            f"[bold]{escape(str(folder.root))}[/]: {len(folder.classes)} classes, "
+            f"images {counts}; {epochs} epochs",
+            highlight=False,
+        )
+        for line in folder.warnings:
+            self.warn(line)
+        total = sum(len(part) for part in folder.splits.values())
+        self._reading = self.bars.add_task("reading images", total=total, text="")
+
+    def image(self) -> None:
+        if self._reading is not None:
+            self.bars.advance(self._reading)
+
+    def skipped(self, files: list[Skipped]) -> None:
+        if self._reading is not None:
+            self.bars.remove_task(self._reading)
+        if files:
+            self.warn(skipped_text(files))
+
+    def attached(self, summary: dict[str, Any], start: str | None) -> None:
+        if "units" in summary:
+            self.say(f"a mask of {summary['units']:,} units over {summary['layers']} layers")
+        if start is not None:
+            self.say(f"the task starts at {start}; the layers before stay the backbone's")
+        if "earlier" in summary:
+            self.console.print(
+                f"of {summary['weights']:,} weights {percent(summary['earlier'])} are owned by the "
+                f"backbone and earlier tasks, {percent(1 - summary['earlier'])} are free",
+                highlight=False,
+            )
+
+    def step(self, progress: Progress) -> None:
+        p = progress
+        if self._training is None or p.phase != self._phase:
+            if self._training is not None:
+                self.bars.remove_task(self._training)
+            self._training = self.bars.add_task("", total=p.epochs * p.steps, text="")
+            self._phase = p.phase
+        best = "" if p.best is None else f"  best val {100 * p.best:.1f} %"
+        self.bars.update(
+            self._training,
+            description=f"{p.phase} epoch {p.epoch + 1}/{p.epochs}",
+            completed=p.epoch * p.steps + p.step + 1,
+            text=f"{p.images_per_second:.0f} images/s  loss {p.loss:.3f}{best}  "
+            f"{clock(p.seconds_left)} left",
+        )
+
+    def epoch(self, record: dict[str, Any]) -> None:
+        r = record
+        self.console.print(
+            f"epoch {r['epoch']:>3}  loss {r['loss']:.3f}  val {100 * r['val_accuracy']:5.1f} %  "
+            f"{r['images_per_second']:5.0f} images/s  {clock(r['seconds'])}",
+            highlight=False,
+        )
+        if self._part:
+            try:
+                self._part.parent.mkdir(parents=True, exist_ok=True)
+                with self._part.open("a", encoding="utf-8") as file:
+                    file.write(json.dumps(record) + "\n")
+            except OSError as error:  # a lost log must not cost the run
+                self.warn(f"no log: cannot write {self._part}: {error.strerror or error}")
+                with suppress(OSError):
+                    self._part.unlink()
+                self._part = None
+
+    def say(self, line: str) -> None:
+        self.console.print(escape(line), highlight=False)
+
+    def warn(self, line: str) -> None:
+        self.console.print(f"[yellow]warning:[/] {escape(line)}", highlight=False)
+
+
+def skipped_text(files: list[Skipped]) -> str:
+    """How many files were skipped, and the first of them with the reason, a line each."""
+    lines = [
+        f"{len(files)} files could not be read and were skipped (--strict makes that an error):",
+        *(f"  {file.path}: {file.reason}" for file in files[:_LISTED]),
+    ]
+    if len(files) > _LISTED:
+        lines.append(f"  and {len(files) - _LISTED} more")
+    return "\n".join(lines)

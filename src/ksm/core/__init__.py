@@ -1,0 +1,1 @@
+"""What all rooms share: units, bytes, clones, backbones and their trunk, files."""

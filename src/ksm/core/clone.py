@@ -1,0 +1,154 @@
+"""A second tree of modules over the same tensors.
+
+A task model must never write to its backbone. So it is a deep copy of the module objects in which
+every parameter and buffer is an alias: another tensor object over the same memory, without
+gradient. What a task trains, it first takes as its `own`.
+"""
+
+import copy
+import functools
+from collections.abc import Iterator
+
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
+
+from ksm.errors import KsmError
+
+
+def share(backbone: nn.Module) -> nn.Module:
+    """Structural clone of `backbone` whose tensors alias the backbone's, all frozen, to train on.
+
+    The backbone is only read. Parameters of the clone do not require gradients, and its
+    normalisations stay in evaluation mode whatever mode the clone is put in.
+
+    Raises:
+        KsmError: a module cannot be copied.
+    """
+    clone = _cloned(backbone, {id(tensor): tensor.data for tensor in backbone.buffers()})
+    for module in clone.modules():
+        if is_norm(module):
+            hold(module)
+    return clone
+
+
+def plain(backbone: nn.Module) -> nn.Module:
+    """Structural clone of `backbone` to use: its modules have the backbone's own classes.
+
+    Parameters alias the backbone's. Buffers are copies: in training mode a normalisation writes
+    its running statistics, and must not write the backbone's.
+
+    Raises:
+        KsmError: a module cannot be copied.
+    """
+    return _cloned(backbone, {}).requires_grad_(False).eval()
+
+
+def _cloned(backbone: nn.Module, known: dict[int, object]) -> nn.Module:
+    """A deep copy whose parameters, and the tensors `known` by their id, are aliases."""
+    # .data and not .detach(): a detached alias shares the version counter, so that registering a
+    # parametrization on it would look to autograd like a write to the backbone.
+    memo: dict[int, object] = dict(known)
+    for tensor in backbone.parameters():
+        memo[id(tensor)] = nn.Parameter(tensor.data, requires_grad=False)
+    try:
+        return copy.deepcopy(backbone, memo)
+    except (RuntimeError, TypeError) as error:
+        raise KsmError(
+            f"{type(backbone).__name__} cannot be copied ({error}); a backbone must hold its "
+            "tensors as parameters or buffers, and nothing else that cannot be deep-copied"
+        ) from error
+
+
+def own(module: nn.Module) -> None:
+    """Give the module copies of its direct parameters and buffers; parameters become trainable.
+
+    A held module is released: it follows train() and eval() again.
+    """
+    for name, tensor in list(module.named_parameters(recurse=False)):
+        setattr(module, name, nn.Parameter(tensor.detach().clone()))
+    for name, tensor in list(module.named_buffers(recurse=False)):
+        setattr(module, name, tensor.detach().clone())
+    if isinstance(module, Held):
+        module.__class__ = type(module).__mro__[2]
+        module.train(module.training)
+
+
+def is_norm(module: nn.Module) -> bool:
+    """Whether the module normalises: torch's own classes, timm's and others that are named so.
+
+    Containers that merely have "norm" in their name do not count, nor do layers with weights of
+    more than one dimension.
+    """
+    if isinstance(module, (_NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)):
+        return True
+    tensors = [*module.parameters(recurse=False), *module.buffers(recurse=False)]
+    named = "norm" in type(module).__name__.lower()
+    return named and bool(tensors) and all(tensor.dim() <= 1 for tensor in tensors)
+
+
+def own_norms(model: nn.Module, outside: frozenset[str] = frozenset()) -> Iterator[str]:
+    """Take every normalisation that has parameters as own; yields the names of those taken.
+
+    A normalisation whose affine values are buffers (FrozenBatchNorm) was frozen by its author and
+    stays as it is. Modules named in `outside` are left alone.
+    """
+    for name, module in model.named_modules():
+        trainable = any(True for _ in module.parameters(recurse=False))
+        statistics = isinstance(module, _NormBase) and module.running_mean is not None
+        if is_norm(module) and (trainable or statistics) and name not in outside:
+            own(module)
+            yield name
+
+
+class Held:
+    """Mixed into the class of a module that stays in evaluation mode."""
+
+    def train(self, mode: bool = True) -> nn.Module:
+        assert isinstance(self, nn.Module)
+        return nn.Module.train(self, False)
+
+
+@functools.cache
+def _held(cls: type[nn.Module]) -> type[nn.Module]:
+    return type(cls.__name__, (Held, cls), {"__module__": cls.__module__})
+
+
+def hold(module: nn.Module) -> None:
+    """Keep the module in evaluation mode, whatever mode its parents are put in."""
+    if not isinstance(module, Held):
+        module.__class__ = _held(type(module))
+    module.train(False)
+
+
+def find(model: nn.Module, name: str, what: str) -> nn.Module:
+    """Submodule by qualified name.
+
+    Raises:
+        KsmError: there is none; the message says `what` it was wanted for and lists the top names.
+    """
+    try:
+        return model.get_submodule(name)
+    except AttributeError:
+        top = ", ".join(child for child, _ in model.named_children())
+        raise KsmError(
+            f"no module named {name!r} for the {what}; the backbone's parts are: {top}"
+        ) from None
+
+
+def replace(model: nn.Module, name: str, new: nn.Module) -> None:
+    """Put `new` where the submodule `name` stands."""
+    parent, _, child = name.rpartition(".")
+    setattr(model.get_submodule(parent), child, new)
+
+
+def parameters_of(model: nn.Module, names: Iterator[str]) -> dict[str, Tensor]:
+    """Direct parameters and buffers of the named modules, by qualified name."""
+    found: dict[str, Tensor] = {}
+    for name in names:
+        module = model.get_submodule(name)
+        for own_name, tensor in [
+            *module.named_parameters(recurse=False),
+            *module.named_buffers(recurse=False),
+        ]:
+            found[f"{name}.{own_name}"] = tensor
+    return found

@@ -1,0 +1,38 @@
+"""Names of tasks, which become names of files."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+
+from ksm.errors import KsmError
+
+LISTED = 20
+"""Names that an error lists."""
+
+
+def is_plain(name: str) -> bool:
+    """Whether a task can have this name: 1 to 100 letters, digits, '.', '_' and '-', the first a
+    letter or digit, at most 200 bytes in UTF-8."""
+    fits = re.fullmatch(r"[^\W_][\w.-]{0,99}", name) is not None
+    return fits and len(name.encode()) <= 200  # file systems count bytes
+
+
+def check_name(name: str) -> None:
+    """Refuse a name that is no plain file name.
+
+    Raises:
+        KsmError: it is not plain; see `is_plain`.
+    """
+    if not is_plain(name):
+        raise KsmError(
+            f"task name {name!r}: expected letters, digits, '.', '_' and '-', the first a "
+            "letter or digit, at most 100 characters (200 bytes)"
+        )
+
+
+def listed(names: Iterable[str]) -> str:
+    """The first names with commas, and how many more there are; `none` where there is none."""
+    known = list(names)
+    more = f" and {len(known) - LISTED} more" if len(known) > LISTED else ""
+    return (", ".join(known[:LISTED]) or "none") + more

@@ -1,0 +1,1 @@
+"""Images: folders and splits, decoding, data sets that package registries carry."""

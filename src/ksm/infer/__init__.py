@@ -1,0 +1,1 @@
+"""Using tasks: many in memory, switching, all on one image, mixed batches, predictions."""

@@ -1,0 +1,93 @@
+"""Many tasks for the same images: what they share runs once."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from ksm.core.trunk import Rest, shares, split
+from ksm.errors import KsmError
+from ksm.task import Task
+
+
+class AllTasks:
+    """Many tasks of one backbone for the same images; a trunk that tasks share runs once.
+
+    Tasks with the same `mask_from` share the layers before it. Each task holds only what it changed
+    beside the backbone. Tensors are where the backbone's are: move the backbone to a device first.
+    For one thread at a time. At the first images of a size each such task is tried whole and
+    without its trunk, which takes some passes more; where the two do not agree to the bit, it runs
+    whole.
+
+    Args:
+        backbone: only read.
+        tasks: with names that differ.
+
+    Raises:
+        KsmError: there is no task, two have the same name, or the backbone is not theirs.
+    """
+
+    def __init__(self, backbone: nn.Module, tasks: Sequence[Task]) -> None:
+        if not tasks:
+            raise KsmError("there is no task to run: give at least one")
+        name, count = Counter(task.name for task in tasks).most_common(1)[0]
+        if count > 1:
+            raise KsmError(f"{count} tasks are named {name!r}: give tasks with names that differ")
+        self.tasks = tuple(tasks)
+        self._backbone = backbone
+        self._models = [task.on(backbone) for task in tasks]
+        self._plans: dict[torch.Size, list[dict[str, nn.Module]]] = {}
+
+    @torch.no_grad()
+    def __call__(self, images: Tensor) -> dict[str, Tensor]:
+        """Logits (n, classes) of each task, by its name, in the order of the tasks.
+
+        They equal those of `task.on(backbone)`, on the CPU to the bit.
+
+        Args:
+            images: normalised, shape (n, 3, height, width), float32.
+
+        Raises:
+            KsmError: the images have another shape.
+        """
+        if images.dim() != 4 or images.shape[1] != 3:
+            raise KsmError(f"images have shape {tuple(images.shape)}: expected (n, 3, h, w)")
+        found: dict[str, Tensor] = {}
+        for group in self.groups(images.shape[1:]):
+            first = next(iter(group.values()))
+            features = first.trunk(images) if isinstance(first, Rest) else (images,)
+            for name, model in group.items():  # a network may write to what it is given
+                found[name] = model(*(feature.clone() for feature in features))
+        return {task.name: found[task.name] for task in self.tasks}
+
+    @torch.no_grad()
+    def groups(self, size: torch.Size) -> list[dict[str, nn.Module]]:
+        """Groups of tasks with one trunk each, and tasks by themselves, each a model by name.
+
+        Tasks with a trunk are `ksm.core.trunk.Rest`.
+
+        Args:
+            size: of an image, (3, height, width).
+        """
+        if size not in self._plans:
+            self._plans[size] = self._plan(size)
+        return self._plans[size]
+
+    def _plan(self, size: torch.Size) -> list[dict[str, nn.Module]]:
+        starts = Counter(task.method.mask_from for task in self.tasks)
+        groups: dict[object, dict[str, nn.Module]] = {}
+        for task, model in zip(self.tasks, self._models, strict=True):
+            start, head = task.method.mask_from, task.backbone.head
+            rest = None
+            if (
+                start is not None
+                and starts[start] > 1
+                and shares(model, self._backbone, start, head)
+            ):
+                rest = split(model, start, head, size)
+            key = (start, rest.needed) if rest else task.name
+            groups.setdefault(key, {})[task.name] = rest or model
+        return list(groups.values())

@@ -1,0 +1,268 @@
+"""From a folder of labelled images to a task."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import platform
+from collections.abc import Mapping, Sequence
+from importlib.metadata import version
+from typing import Any
+
+import torch
+from torch import nn
+
+from ksm import kernels
+from ksm._version import __version__
+from ksm.backbones import backbone as backbone_by_name
+from ksm.core.backbone import Description, describe
+from ksm.core.names import check_name
+from ksm.core.preprocess import Preprocess
+from ksm.data.folder import Folder, Sample, scan, spread
+from ksm.data.load import MEMORY, Images, load
+from ksm.errors import KsmError
+from ksm.methods import Grow, Method, Outcome, make
+from ksm.task import Task, add_task, origin
+from ksm.train.callbacks import Callback
+from ksm.train.evaluate import evaluate
+from ksm.train.objective import Classification, balanced
+from ksm.train.phases import Run
+from ksm.train.settings import Training
+
+
+def learn(
+    backbone: nn.Module | str,
+    folder: str | os.PathLike[str],
+    *,
+    name: str,
+    method: Method | str = "ksm",
+    training: Training | None = None,
+    size: int | None = None,
+    crop: float = 1.0,
+    stretch: bool = False,
+    head: str | None = None,
+    limit: int | None = None,
+    earlier: Sequence[Task] = (),
+    strict: bool = False,
+    half: bool = False,
+    callback: Callback | None = None,
+) -> Task:
+    """Learn a task from a folder of labelled images; see `ksm.data.folder.scan` for its layout.
+
+    The validation split selects the epoch. The test split, where there is one, is read once: at
+    the end, by the task as it will be stored.
+
+    Args:
+        backbone: a module, only read; or a name. Training runs on the device that accelerate
+            chooses: an accelerator if there is one.
+        name: the task's name.
+        method: or its name, or `package.module:Class`.
+        size: side of the images in pixels, where not the backbone's own.
+        crop: share of the short side that is seen; 1: all of it. ImageNet's habit of 0.875 cuts
+            off the border, which costs much where the object fills the picture.
+        stretch: squeeze each image into the square, whatever its shape, so that all of it is seen.
+        head: see `ksm.add_task`.
+        limit: use at most so many training images, the same ones at each run.
+        earlier: see `ksm.add_task`.
+        strict: an unreadable image is an error.
+        half: store normalisation and head in float16; accuracies are measured with it.
+        callback: called as learning goes on.
+
+    Raises:
+        KsmError: the folder, a setting or the backbone cannot be used, or the run was interrupted
+            before its first epoch ended.
+    """
+    callback = callback or Callback()
+    training = training or Training()
+    method = make(method) if isinstance(method, str) else method
+    check_name(name)  # which saving would refuse only after the training
+    found = scan(folder)
+    if strict and found.others:
+        raise KsmError(f"{found.others[0]}: its name is no image's, and strict was asked for")
+    if isinstance(backbone, str):
+        backbone = backbone_by_name(backbone)
+    description = _prepared(describe(backbone, head), size, crop, stretch)
+    images = _read(found, description.preprocess, training, limit, strict, callback)
+    classes = found.classes
+
+    gpus = [torch.cuda.current_device()] if torch.cuda.is_available() else []
+    with torch.random.fork_rng(gpus):
+        torch.manual_seed(training.seed)
+        run = Run(
+            images["train"],
+            images["val"],
+            training,
+            _objective(images["train"], training, len(classes)),
+            callback,
+            MEMORY - sum(part.held for part in images.values()),
+        )
+        grown = 1.0
+        while True:
+            try:
+                model = add_task(
+                    backbone,
+                    len(classes),
+                    method=method,
+                    head=description.head,
+                    size=description.preprocess.size,
+                    earlier=earlier,
+                    grown=grown,
+                )
+                _check_outputs(model, len(classes), description)
+                placed = origin(model).method
+                callback.attached(placed.summary(model), placed.mask_from)
+                parameters = placed.trained(model)
+                outcome = run.go_through(model)
+                break
+            except Grow as wish:
+                grown = wish.size
+        task = Task.of(model, name, classes, preprocess=description.preprocess)
+    where = next(model.parameters()).device
+    rounded = half or training.precision != "no"  # the task is used as it is stored
+    task = task.halved() if half else task
+    metrics, late = _measured(task.on(backbone).to(where), images, outcome, rounded)
+    record = {
+        **task.record,
+        "training": dataclasses.asdict(training),
+        "history": run.epochs,
+        "epochs": len(run.epochs),
+        "best_epoch": outcome.record["epoch"],
+        "stopped": late or run.stopped,
+        "seconds": run.seconds,
+        "parameters": parameters,
+        "images": {split: len(part) for split, part in images.items()},
+        "skipped": sum(len(part.skipped) for part in images.values()),
+        "device": str(where),
+        "mask_from": {"asked": method.mask_from, "used": task.method.mask_from},
+        "trunk": run.trunk,
+        "kernels": dict(kernels.in_use(where)),
+        "versions": {
+            "python": platform.python_version(),
+            "ksm": __version__,
+            **{package: version(package) for package in ("torch", "timm")},
+        },
+    }
+    return dataclasses.replace(task, metrics=metrics, record=record)
+
+
+def _prepared(
+    description: Description, size: int | None, crop: float, stretch: bool
+) -> Description:
+    """The description with the images prepared as the user asks."""
+    preprocess = dataclasses.replace(
+        description.preprocess,
+        size=description.preprocess.size if size is None else size,
+        crop=crop,
+        stretch=stretch,
+    )
+    if not 16 <= preprocess.size <= 4096:
+        raise KsmError(f"size is {preprocess.size}: expected 16 to 4096 pixels")
+    if not 0 < crop <= 1:
+        raise KsmError(f"crop is {crop}: expected a value from 0 to 1")
+    return dataclasses.replace(description, preprocess=preprocess)
+
+
+def _read(
+    found: Folder,
+    preprocess: Preprocess,
+    training: Training,
+    limit: int | None,
+    strict: bool,
+    callback: Callback,
+) -> dict[str, Images]:
+    """The decoded images of each split."""
+    chosen = {**found.splits, "train": _limited(found, limit)}
+    epochs = training.epochs_for(len(chosen["train"]))
+    callback.scanned(dataclasses.replace(found, splits=chosen), epochs)
+    images: dict[str, Images] = {}
+    for split, samples in chosen.items():
+        images[split] = load(
+            samples,
+            preprocess,
+            training.augment if split == "train" else "none",
+            training.min_area,
+            strict,
+            callback.image,
+            MEMORY - sum(part.held for part in images.values()),
+        )
+    callback.skipped([file for part in images.values() for file in part.skipped])
+    _check_classes(found, images)
+    return images
+
+
+def _objective(images: Images, training: Training, classes: int) -> Classification:
+    labels = torch.tensor([label for _, label in images.samples])
+    weight = balanced(labels) if training.balance else None
+    return Classification(classes, weight, training.label_smoothing)
+
+
+def _measured(
+    folded: nn.Module, images: Mapping[str, Images], outcome: Outcome, rounded: bool
+) -> tuple[dict[str, Any], str | None]:
+    """Figures of the validation and the test split, and why one is missing, if it is.
+
+    Args:
+        rounded: whether the task computes otherwise than the model that was validated.
+    """
+    accuracy = outcome.record["val_accuracy"]
+    metrics: dict[str, Any] = {"val": {"accuracy": accuracy, "images": len(images["val"])}}
+    try:
+        if rounded:
+            metrics["val"] = evaluate(folded, images["val"])
+        if len(images["test"]):
+            metrics["test"] = evaluate(folded, images["test"])
+    except KeyboardInterrupt:
+        return metrics, "interrupted before the test split was read"
+    return metrics, None
+
+
+def _limited(folder: Folder, limit: int | None) -> list[Sample]:
+    samples = folder.splits["train"]
+    if limit is None or limit >= len(samples):
+        return samples
+    if limit < len(folder.classes):
+        raise KsmError(
+            f"limit is {limit}: expected at least {len(folder.classes)}, an image a class"
+        )
+    chosen = spread(samples, limit)
+    if missing := {label for _, label in samples} - {label for _, label in chosen}:
+        name = folder.classes[min(missing)]
+        raise KsmError(f"limit {limit} leaves no training image of class {name!r}: raise it")
+    return chosen
+
+
+@torch.no_grad()
+def _check_outputs(model: nn.Module, classes: int, description: Description) -> None:
+    """One black image through the model, before anything is trained, tells a wrong head or size."""
+    where = next(model.parameters()).device
+    model.eval()
+    try:
+        outputs = model(
+            torch.zeros(
+                1, 3, description.preprocess.size, description.preprocess.size, device=where
+            )
+        )
+    except (RuntimeError, AssertionError, ValueError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise KsmError(
+            f"backbone {description.name} does not take images of {description.preprocess.size} pixels with "
+            f"head {description.head!r} ({reason}); try another size or head"
+        ) from error
+    if not isinstance(outputs, torch.Tensor) or outputs.shape != (1, classes):
+        shape = (
+            tuple(outputs.shape) if isinstance(outputs, torch.Tensor) else type(outputs).__name__
+        )
+        raise KsmError(
+            f"with head {description.head!r} the network's output has shape {shape}, expected "
+            f"(1, {classes}): name its last layer with head (--head)"
+        )
+
+
+def _check_classes(folder: Folder, images: dict[str, Images]) -> None:
+    """Unreadable files must not have emptied a class or a split."""
+    left = {label for _, label in images["train"].samples}
+    for label, name in enumerate(folder.classes):
+        if label not in left:
+            raise KsmError(f"{folder.root}: no training image of class {name!r} can be read")
+    if not len(images["val"]):
+        raise KsmError(f"{folder.root}: no validation image can be read")

@@ -1,0 +1,119 @@
+"""What training minimises, and what validation measures."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+
+class Objective(ABC):
+    """The loss of a batch, the figures of a split, and the meaning of a head's outputs.
+
+    Args:
+        outputs: of the head.
+
+    Attributes:
+        metric: the figure that selects the epoch, by its name in what `measure` returns.
+    """
+
+    metric: ClassVar[str]
+
+    def __init__(self, outputs: int) -> None:
+        self.outputs = outputs
+
+    @abstractmethod
+    def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """Return the mean loss of a batch, a scalar with a gradient.
+
+        Args:
+            outputs: float32, shape (n, outputs).
+            targets: as the data gives them, n of them, on the outputs' device.
+        """
+
+    @abstractmethod
+    def measure(self, batches: Iterable[tuple[Tensor, Tensor]]) -> dict[str, Any]:
+        """Return figures over a split, ready for JSON: `loss`, `images` and `metric` at least.
+
+        Args:
+            batches: outputs (n, outputs), float32, and targets, both on the CPU.
+        """
+
+    @abstractmethod
+    def score(self, figures: dict[str, Any]) -> float:
+        """Return what the best epoch has most of; larger is better."""
+
+    @abstractmethod
+    def prediction(self, outputs: Tensor) -> Tensor:
+        """Return what outputs (n, outputs) mean to a user: probabilities, or values."""
+
+    def to(self, device: torch.device) -> Objective:
+        """Return the objective with its tensors on the device."""
+        return self
+
+
+class Classification(Objective):
+    """One class an image: cross-entropy, and accuracy.
+
+    Args:
+        outputs: classes.
+        weight: of each class in the loss, float32, shape (outputs,); None: all are alike.
+        label_smoothing: in [0, 1).
+    """
+
+    metric = "accuracy"
+
+    def __init__(
+        self, outputs: int, weight: Tensor | None = None, label_smoothing: float = 0.0
+    ) -> None:
+        super().__init__(outputs)
+        self.weight = weight
+        self.label_smoothing = label_smoothing
+
+    def to(self, device: torch.device) -> Classification:
+        weight = None if self.weight is None else self.weight.to(device)
+        return Classification(self.outputs, weight, self.label_smoothing)
+
+    def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        return functional.cross_entropy(
+            outputs, targets, self.weight, label_smoothing=self.label_smoothing
+        )
+
+    def measure(self, batches: Iterable[tuple[Tensor, Tensor]]) -> dict[str, Any]:
+        """Return `accuracy` (in [0, 1]), `loss` (cross-entropy, nats), `images`, and `correct` and
+        `count` (a list each, by class)."""
+        correct, count, loss = torch.zeros(self.outputs), torch.zeros(self.outputs), 0.0
+        for outputs, label in batches:
+            loss += functional.cross_entropy(outputs, label, reduction="sum").item()
+            hit = (outputs.argmax(1) == label).float()
+            correct.index_add_(0, label, hit)
+            count.index_add_(0, label, torch.ones_like(hit))
+        total = int(count.sum())
+        return {
+            "accuracy": float(correct.sum()) / total,
+            "loss": loss / total,
+            "images": total,
+            "correct": [int(value) for value in correct],
+            "count": [int(value) for value in count],
+        }
+
+    def score(self, figures: dict[str, Any]) -> float:
+        return figures["accuracy"]
+
+    def prediction(self, outputs: Tensor) -> Tensor:
+        """Return probabilities (n, classes)."""
+        return outputs.softmax(1)
+
+
+def balanced(labels: Tensor) -> Tensor:
+    """Return a weight for each class, float32: the inverse of its share of the labels.
+
+    Args:
+        labels: int64, shape (n,).
+    """
+    count = torch.bincount(labels).float()
+    return len(labels) / (len(count) * count)

@@ -1,0 +1,54 @@
+"""BatchNorm statistics estimated afresh (arXiv 2105.07576)."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.utils import parametrize
+from torch.utils.data import DataLoader
+
+from ksm.core.clone import Held
+from ksm.data.features import Examples
+
+
+@torch.no_grad()
+def precise_bn(
+    model: nn.Module, images: Examples, batch: int, batches: int, generator: torch.Generator
+) -> None:
+    """Re-estimate BatchNorm statistics as plain averages over some batches of training images.
+
+    While a model changes, its running averages lag behind it; masks that switch whole kernels make
+    that lag large. Wu and Johnson (arXiv 2105.07576) call the remedy precise BatchNorm. The model
+    is in evaluation mode before and after; norms whose statistics are frozen are left alone.
+
+    Args:
+        batch, batches: images a batch, and how many batches at most.
+        generator: draws the images.
+    """
+    norms = [
+        module
+        for module in model.modules()
+        if isinstance(module, _BatchNorm)
+        and module.running_mean is not None
+        and not isinstance(module, Held)
+    ]
+    if not norms or not batches:
+        return
+    momenta = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.train()
+        norm.reset_running_stats()
+        norm.momentum = None  # torch's word for a plain average
+    batch = min(batch, len(images))
+    loader: Any = DataLoader(images, batch, shuffle=True, generator=generator, drop_last=True)
+    device = next(model.parameters()).device
+    with parametrize.cached():
+        for pixels, _ in itertools.islice(loader, batches):
+            model(images.inputs(pixels.to(device)))
+    for norm, momentum in zip(norms, momenta, strict=True):
+        norm.momentum = momentum
+        norm.eval()

@@ -1,0 +1,117 @@
+"""The settings of a training run."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from ksm.data.load import AUGMENTS, Augment
+from ksm.errors import KsmError
+from ksm.methods import Method
+
+_RENAMED: Mapping[str, str] = {"settle": "precise_bn", "drops": "milestones"}
+_GONE = ("memory", "compile")
+
+
+@dataclass(frozen=True)
+class Training:
+    """Settings of a training run.
+
+    Args:
+        epochs: passes over the training images; None: as many as 400 steps take, 10 ... 60.
+        batch: images a step.
+        warmup: share of all steps in which the learning rates rise from 0; then they follow a
+            half cosine down to 0, a step at a time.
+        milestones: shares of the run, rising; where there are any, the learning rates fall to a
+            tenth at each, instead of the cosine.
+        label_smoothing: in [0, 1).
+        balance: weigh each class by the inverse of its share of the training images.
+        precise_bn: batches from which BatchNorm statistics are estimated afresh before each
+            validation (arXiv 2105.07576); 0: the running averages are used as they are.
+        checkpointing: compute each block a second time in the backward pass, in place of keeping
+            its activations (gradient checkpointing, arXiv 1604.06174): less memory, more time.
+        graph: record a step as a CUDA graph and replay it; phases of a method whose steps are not
+            all alike are trained as usual. Not for networks that draw or count in Python while
+            they train.
+        patience: stop after so many epochs without a better validation score; None: never.
+        augment, min_area: see `ksm.data.load.Images`.
+        precision: "no", "bf16" or "fp16", as in accelerate.
+        workers: processes that load images; 0: the training process itself.
+        seed: of the head's start, the order of the images, and the augmentation.
+
+    Raises:
+        KsmError: a value out of its range, or two settings that exclude each other.
+    """
+
+    epochs: int | None = None
+    batch: int = 32
+    warmup: float = 0.1
+    milestones: tuple[float, ...] = ()
+    label_smoothing: float = 0.0
+    balance: bool = False
+    precise_bn: int = 16
+    checkpointing: bool = False
+    graph: bool = False
+    patience: int | None = None
+    augment: Augment = "flip"
+    min_area: float = 0.8
+    precision: str = "no"
+    workers: int = 0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for value, least, what in [
+            (self.epochs, 1, "epochs"),
+            (self.batch, 2, "batch"),
+            (self.patience, 1, "patience"),
+            (self.precise_bn, 0, "precise_bn"),
+            (self.workers, 0, "workers"),
+        ]:
+            if value is not None and value < least:
+                raise KsmError(f"{what} is {value}: expected at least {least}")
+        for value, what in [
+            (self.warmup, "warmup"),
+            (self.label_smoothing, "label smoothing"),
+        ]:
+            if not 0 <= value < 1:
+                raise KsmError(f"{what} is {value}: expected at least 0 and less than 1")
+        rising = list(self.milestones) == sorted(self.milestones)
+        if not rising or not all(0 < at < 1 for at in self.milestones):
+            raise KsmError(
+                f"milestones are {self.milestones}: expected rising values between 0 and 1"
+            )
+        if not 0 <= self.seed < 2**63:
+            raise KsmError(f"seed is {self.seed}: expected a whole number from 0 to 2^63 - 1")
+        if not 0 < self.min_area <= 1:
+            raise KsmError(f"min_area is {self.min_area}: expected a value from 0 to 1")
+        if self.augment not in AUGMENTS:
+            raise KsmError(f"augment {self.augment!r}: expected one of {', '.join(AUGMENTS)}")
+        if self.precision not in ("no", "bf16", "fp16"):
+            raise KsmError(f"precision {self.precision!r}: expected no, bf16 or fp16")
+        if self.checkpointing and self.graph:
+            raise KsmError("checkpointing and graph do not go together: choose one")
+        if self.balance and self.label_smoothing and self.graph:  # torch counts in Python for both
+            raise KsmError("balance with label smoothing does not go with graph: leave one out")
+
+    @classmethod
+    def released(cls, method: Method | type[Method], **settings: Any) -> Training:
+        """Return the schedule with which a method was published; `settings` replaces some."""
+        return cls(**{**method.published_training, **settings})
+
+    @classmethod
+    def read(cls, settings: Mapping[str, Any]) -> Training:
+        """Return the settings that a file has, also under the names of earlier versions."""
+        now = {_RENAMED.get(key, key): value for key, value in settings.items() if key not in _GONE}
+        if settings.get("memory", "most") == "least":
+            now["checkpointing"] = True
+        if "milestones" in now:
+            now["milestones"] = tuple(now["milestones"])
+        return cls(**now)
+
+    def epochs_for(self, images: int) -> int:
+        """Return how many epochs a data set of so many training images gets."""
+        if self.epochs is not None:
+            return self.epochs
+        return min(60, max(10, math.ceil(400 * self.batch / images)))

@@ -1,0 +1,147 @@
+"""A task whose file is at most so large: which units, levels and penalty meet a size."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from ksm.bank.taskfile import content_of, pack
+from ksm.errors import KsmError
+from ksm.methods.ksm import KSM
+from ksm.task import Task
+
+STEPS: tuple[tuple[float, Mapping[str, Any]], ...] = (
+    (0.5, {"size_penalty": 5.0, "levels": 2}),
+    (0.36, {"pointwise": 4}),
+    (0.25, {"pointwise": 8}),
+    (0.17, {"pointwise": 8, "size_penalty": 10.0, "levels": 2}),
+    (0.1, {"pointwise": 8, "size_penalty": 40.0, "levels": 1}),
+    (0.05, {"granularity": "group", "pointwise": 8, "size_penalty": 100.0, "levels": 1}),
+)
+"""Settings that make masks smaller, each with the share of an unpenalised mask's bytes that it is
+expected to need: an estimate, which decides where to begin. What a file has is measured."""
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """What one setting came to.
+
+    Args:
+        settings: of the method, beside the user's own.
+        size: of the task's file, bytes.
+        accuracy: on the validation split, in [0, 1].
+    """
+
+    settings: Mapping[str, Any]
+    size: int
+    accuracy: float
+
+
+def fit_size(
+    learn: Callable[[KSM], Task],
+    method: KSM,
+    most: int,
+    tell: Callable[[str], None] = lambda line: None,
+) -> Task:
+    """Learn a task whose file has at most `most` bytes.
+
+    It is learned as asked first, which shows what a smaller file costs, and then with smaller
+    masks, from the settings that should just fit on, until one does.
+
+    Args:
+        learn: trains a task by a method.
+        tell: called with a line for each attempt.
+
+    Returns:
+        The task; its record says under `max_size` what was tried.
+
+    Raises:
+        KsmError: normalisation, head and the rest leave no room for a mask, or no setting fits.
+    """
+    tried: list[Attempt] = []
+
+    def attempt(settings: Mapping[str, Any]) -> Task:
+        task = learn(smaller(method, settings))
+        tried.append(Attempt(settings, 10**9, task.metrics["val"]["accuracy"]))
+        found: dict[str, Any] = {
+            "bytes": most,
+            "cost": tried[0].accuracy - tried[-1].accuracy,
+            "tried": [dataclasses.asdict(one) for one in tried],
+        }
+        task = dataclasses.replace(task, record={**task.record, "max_size": found})
+        size = size_of(task)  # with the record of what was tried, which is part of the file
+        found["tried"][-1]["size"] = size
+        tried[-1] = dataclasses.replace(tried[-1], size=size)
+        tell(line_of(tried[-1]))
+        if size > most and str(task.record.get("stopped")).startswith("interrupted"):
+            raise KsmError(f"interrupted before there was a file of at most {most} bytes")
+        return task
+
+    task = attempt({})
+    if tried[0].size <= most:
+        return task
+    mask = pack(task).header()["bytes"]["mask"]
+    rest = tried[0].size - mask
+    if rest >= most:
+        raise KsmError(
+            f"max size {most} bytes: all but the mask takes {rest} bytes; allow more, store half "
+            "precision (--half), or have fewer classes"
+        )
+    for share, settings in STEPS:
+        last = settings is STEPS[-1][1]
+        if smaller(method, settings) != method and (rest + share * mask <= most or last):
+            task = attempt(settings)
+            if tried[-1].size <= most:
+                return task
+    smallest = min(one.size for one in tried)
+    raise KsmError(
+        f"max size {most} bytes: the smallest file that was reached has {smallest} ({rest} of them "
+        "not the mask's); allow more, or store half precision (--half)"
+    )
+
+
+def smaller(method: KSM, settings: Mapping[str, Any]) -> KSM:
+    """The method with those settings that make its masks smaller than the user's own do."""
+    coarser = ("element", "kernel", "group", "channel")
+    wanted = dataclasses.replace(method, **settings)
+    return dataclasses.replace(
+        wanted,
+        size_penalty=max(method.size_penalty, wanted.size_penalty),
+        pointwise=max(method.pointwise, wanted.pointwise),
+        levels=min(method.levels, wanted.levels),
+        granularity=max(method.granularity, wanted.granularity, key=coarser.index),
+    )
+
+
+def size_of(task: Task) -> int:
+    """Bytes that the task's file has."""
+    return len(content_of(pack(task)))
+
+
+def line_of(attempt: Attempt) -> str:
+    """An attempt for people."""
+    settings = ", ".join(f"{key} {value}" for key, value in attempt.settings.items())
+    return (
+        f"{settings or 'as asked'}: {attempt.size / 1000:.1f} kB, "
+        f"validation {100 * attempt.accuracy:.1f} %"
+    )
+
+
+def bytes_of(text: str) -> int:
+    """Bytes that a text such as `150kB`, `1.5 MB` or `200000` means; decimal units.
+
+    Raises:
+        KsmError: it means none.
+    """
+    units = {"": 1, "b": 1, "kb": 1000, "mb": 1_000_000}
+    number = text.strip().rstrip("kKmMbB ")
+    unit = text.strip()[len(number) :].strip().lower()
+    try:
+        found = float(number) * units[unit]
+        if not 1 <= found < 1e15:
+            raise ValueError
+        return int(found)
+    except (KeyError, ValueError):
+        raise KsmError(f"size {text!r}: expected bytes such as 150kB, 1.5MB or 200000") from None

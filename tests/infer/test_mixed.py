@@ -1,0 +1,405 @@
+"""Mixed batches: each image has the logits of its own task, whatever is beside it."""
+
+import copy
+import functools
+import threading
+
+import pytest
+import timm
+import torch
+import torchvision
+from torch import nn
+
+from conftest import tiny
+from ksm import KSM, KsmError, Mixed, Task, add_task, measured
+from ksm.infer.mixed import _Conv, _Each, _Norm
+from ksm.methods._masked import layer_masks
+
+STRATEGIES = ("loop", "grouped", "measured")
+NETWORKS = {
+    "resnet18": lambda: torchvision.models.resnet18(),
+    "mobilenet_v2": lambda: torchvision.models.mobilenet_v2(),
+    "vgg11_bn": lambda: torchvision.models.vgg11_bn(),
+    "tf_efficientnet_lite0": lambda: timm.create_model("tf_efficientnet_lite0"),
+    "convnext_atto": lambda: timm.create_model("convnext_atto"),
+    # its attention reads weights beside the modules that hold them
+    "vit": lambda: torchvision.models.VisionTransformer(32, 8, 2, 2, 32, 64),
+}
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("KSM_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache" / "mixed.json"
+
+
+def settle(model):
+    """BatchNorm statistics of data, as after training."""
+    model.train()
+    with torch.no_grad():
+        for _ in range(2):
+            model(1.5 * torch.randn(4, 3, 32, 32) + 0.3)
+    return model.eval()
+
+
+def learned(backbone, name, classes, method="ksm", seed=0, **kwargs):
+    """A task whose tensors are all away from their start, as after training."""
+    torch.manual_seed(seed)
+    model = add_task(backbone, classes, method=method, **kwargs)
+    with torch.no_grad():
+        for _, mask in layer_masks(model):
+            if hasattr(mask, "score"):
+                mask.score.copy_(8e-3 + 5e-3 * torch.randn_like(mask.score))
+        for parameter_name, parameter in model.named_parameters():
+            if parameter.requires_grad and "parametrizations" not in parameter_name:
+                parameter.add_(0.05 * torch.randn_like(parameter))
+    return Task.of(settle(model), name, [f"class {i}" for i in range(classes)])
+
+
+@functools.cache
+def network(name):
+    """A backbone and three tasks on it."""
+    torch.manual_seed(1)
+    backbone = settle(NETWORKS[name]())
+    # the 120 million weights of VGG's Linear layers stay out, for the tests' speed
+    targets = r"features\..*" if name == "vgg11_bn" else None
+    method = KSM(target_modules=targets, mask_from=None)
+    return backbone, [learned(backbone, f"t{i}", 3 + i, method, seed=i) for i in range(3)]
+
+
+@functools.cache
+def small():
+    """A tiny backbone and a task of each method."""
+    backbone = settle(tiny())
+    methods = ["ksm", "piggyback", "bn", "probe", "finetune", "packnet", "random-mask"]
+    tasks = [learned(backbone, m, 2 + i, m, seed=i) for i, m in enumerate(methods)]
+    return backbone, tasks
+
+
+def images(n, seed=5):
+    return torch.randn(n, 3, 32, 32, generator=torch.Generator().manual_seed(seed))
+
+
+def alone(backbone, tasks, x, names):
+    """Each image by itself through its task's own model."""
+    models = {task.name: task.on(backbone) for task in tasks}
+    with torch.no_grad():
+        return [models[name](x[i : i + 1])[0] for i, name in enumerate(names)]
+
+
+def equal(found, expected):
+    assert len(found) == len(expected)
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5 * float(other.abs().max()))
+
+
+def apart(expected, other):
+    """The tasks, or the images, truly differ: else equality would show nothing."""
+    return float((expected - other).abs().max()) > 1e-2 * float(expected.abs().max())
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+@pytest.mark.parametrize("name", NETWORKS)
+def test_each_image_has_the_logits_of_its_task(name, strategy):
+    backbone, tasks = network(name)
+    before = {k: t.clone() for k, t in backbone.state_dict().items()}
+    x, names = images(6), ["t1", "t0", "t2", "t1", "t1", "t0"]
+    expected = alone(backbone, tasks, x, names)
+    swapped = alone(backbone, tasks, x, ["t0", "t1", "t0", "t2", "t2", "t1"])
+    assert all(apart(e[:3], s[:3]) for e, s in zip(expected, swapped, strict=True))
+    mixed = Mixed(backbone, tasks, strategy)
+    for _ in range(2):
+        found = mixed(x, names)
+        equal(found, expected)
+        assert [len(one) for one in found] == [4, 3, 5, 4, 4, 3]
+    assert all(torch.equal(before[k], t) for k, t in backbone.state_dict().items())
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_tasks_of_different_methods(strategy):
+    backbone, tasks = small()
+    names = [task.name for task in tasks] * 2
+    x = images(len(names))
+    equal(Mixed(backbone, tasks, strategy)(x, names), alone(backbone, tasks, x, names))
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+@pytest.mark.parametrize(
+    "counts",
+    [
+        {"ksm": 1, "bn": 1},
+        {"ksm": 7, "bn": 1, "finetune": 3},
+        {"piggyback": 1, "random-mask": 9},
+        {"probe": 4},
+        {"ksm": 2, "piggyback": 2, "bn": 2},
+    ],
+    ids=lambda counts: "-".join(map(str, counts.values())),
+)
+def test_uneven_segments_in_any_order(strategy, counts):
+    """Neighbours in the list of tasks, others, and one task alone."""
+    backbone, tasks = small()
+    names = [name for name, count in counts.items() for _ in range(count)]
+    x = images(len(names))
+    expected = alone(backbone, tasks, x, names)
+    mixed = Mixed(backbone, tasks, strategy)
+    for seed in range(3):
+        order = torch.randperm(len(names), generator=torch.Generator().manual_seed(seed)).tolist()
+        equal(mixed(x[order], [names[i] for i in order]), [expected[i] for i in order])
+
+
+def test_no_images():
+    backbone, tasks = small()
+    assert Mixed(backbone, tasks)(images(0), []) == []
+
+
+def test_kinds_of_modules_take_the_ways_they_should():
+    """Else all of the above could pass by way of loops alone."""
+
+    def kinds(name, strategy):
+        found = [type(m) for m in Mixed(*network(name), strategy)._network.modules()]
+        return [found.count(kind) for kind in (_Conv, _Norm, _Each)]
+
+    assert kinds("resnet18", "grouped") == [20, 20, 1]
+    assert kinds("resnet18", "loop") == [0, 20, 21]
+    assert kinds("tf_efficientnet_lite0", "grouped") == [49, 49, 1]
+
+
+def test_modules_that_no_task_changes_run_once():
+    backbone = settle(tiny())
+    method = KSM(mask_from="body")
+    tasks = [learned(backbone, name, 3, method, seed) for seed, name in enumerate("ab")]
+    mixed = Mixed(backbone, tasks, "loop")
+    calls = []
+    for name, module in mixed._network.named_modules():
+        if not isinstance(module, _Each) and name:
+            module.register_forward_hook(lambda *_, n=name: calls.append(n))
+    x = images(4)
+    equal(mixed(x, list("abab")), alone(backbone, tasks, x, list("abab")))
+    assert calls == ["stem", "norm1"]
+
+
+class Odd(nn.Module):
+    """What networks of others' do: a layer held twice, one used by its weight, one in a list."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem = nn.Conv2d(3, 8, 3, 2, 1, padding_mode="reflect")
+        self.twice = nn.Conv2d(8, 8, 3, padding="same")
+        self.norms = nn.ModuleList([nn.GroupNorm(2, 8), nn.BatchNorm2d(8, affine=False)])
+        self.blind = nn.BatchNorm2d(8, track_running_stats=False)
+        self.again = self.twice
+        self.inner = nn.ModuleDict({"read": nn.Linear(8, 8), "list": nn.Linear(8, 8)})
+        self.held = [self.inner["list"]]
+        self.fc = nn.Linear(8, 5)
+
+    def forward(self, x):
+        x = self.again(self.twice(self.stem(x)))
+        for norm in self.norms:
+            x = norm(x).relu_()
+        x = x.mean((2, 3))
+        x = x + self.held[0](x)
+        return self.fc(x)
+
+
+class Reading(Odd):
+    def forward(self, x):
+        x = self.again(self.stem(x)).mean((2, 3))
+        return self.fc(nn.functional.linear(x, self.inner["read"].weight))
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+@pytest.mark.parametrize("kind", [Odd, Reading])
+def test_odd_networks(kind, strategy):
+    torch.manual_seed(0)
+    backbone = settle(kind())
+    tasks = [learned(backbone, name, 3 + seed, seed=seed) for seed, name in enumerate("abc")]
+    x, names = images(5), list("cabbc")
+    equal(Mixed(backbone, tasks, strategy)(x, names), alone(backbone, tasks, x, names))
+
+
+def test_hooks_of_the_backbone_still_work():
+    backbone = settle(tiny())
+    backbone.stem.register_forward_hook(lambda module, args, output: output * 2)
+    tasks = [learned(backbone, name, 3, seed=seed) for seed, name in enumerate("ab")]
+    x = images(4)
+    found = Mixed(backbone, tasks, "grouped")(x, list("abab"))
+    equal(found, alone(backbone, tasks, x, list("abab")))
+
+
+def test_a_batchnorm_without_statistics_sees_its_own_task_alone():
+    torch.manual_seed(0)
+    backbone = nn.Sequential(
+        nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4, affine=False, track_running_stats=False),
+        nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(16, 5),
+    ).eval()  # fmt: skip
+    tasks = [learned(backbone, name, 3, "probe", seed) for seed, name in enumerate("ab")]
+    x = images(6)
+    found = Mixed(backbone, tasks)(x, list("aabbbb"))
+    with torch.no_grad():
+        equal(found, [*tasks[0].on(backbone)(x[:2]), *tasks[1].on(backbone)(x[2:])])
+
+
+def test_a_grown_task_beside_others():
+    backbone = settle(tiny())
+    tasks = [
+        learned(backbone, "small", 3, "cpg", seed=0),
+        learned(backbone, "ksm", 4, seed=1),
+        learned(backbone, "grown", 5, "cpg", seed=2, grown=2.0),
+    ]
+    assert tasks[2].grown == 2
+    x, names = images(6), ["grown", "small", "ksm", "small", "grown", "ksm"]
+    equal(Mixed(backbone, tasks, "grouped")(x, names), alone(backbone, tasks, x, names))
+    only = Mixed(backbone, tasks[2:])
+    equal(only(x[:1], names[:1]), alone(backbone, tasks, x[:1], names[:1]))
+
+
+# Errors.
+
+
+def refused(call, *told):
+    with pytest.raises(KsmError) as error:
+        call()
+    line = str(error.value)
+    assert "\n" not in line and len(line) < 600
+    for part in told:
+        assert part in line, line
+
+
+def test_errors():
+    backbone, tasks = small()
+    mixed = Mixed(backbone, tasks)
+    refused(lambda: mixed(images(2), ["ksm", "birds"]), "'birds'", "ksm", "packnet")
+    refused(lambda: mixed(images(3), ["ksm", "bn"]), "2 task names", "3 images")
+    refused(lambda: mixed(images(1)[0], ["ksm"]), "(3, 32, 32)", "(n, 3, h, w)")
+    refused(lambda: Mixed(backbone, []), "no tasks")
+    refused(lambda: Mixed(backbone, [*tasks, tasks[1]]), "two tasks", "'piggyback'")
+    refused(lambda: Mixed(backbone, tasks, "fast"), "'fast'", "loop", "grouped", "measured")  # type: ignore
+    other = copy.deepcopy(backbone)
+    with torch.no_grad():
+        other.stem.weight[0] += 1
+    refused(lambda: Mixed(other, tasks), "'ksm'", "fingerprint")
+
+
+def test_many_known_tasks_are_told_in_one_line():
+    backbone = settle(tiny())
+    task = learned(backbone, "t", 2, "probe")
+    tasks = [Task(**{**vars(task), "name": f"t{i}"}) for i in range(30)]
+    refused(lambda: Mixed(backbone, tasks)(images(1), ["x"]), "t0", "and 10 more")
+
+
+class Pair(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv, self.fc = nn.Conv2d(3, 4, 3), nn.Linear(4, 5)
+
+    def forward(self, x):
+        return self.fc(self.conv(x).mean((2, 3))), x
+
+
+def test_outputs_that_are_no_logits():
+    backbone = Pair().eval()
+    tasks = []
+    for name in "ab":
+        model = add_task(backbone, 3)
+        tasks.append(Task.of(model, name, list("xyz")))
+    refused(lambda: Mixed(backbone, tasks)(images(2), list("ab")), "no logits")
+
+
+# What is measured.
+
+
+@pytest.fixture
+def timings(monkeypatch):
+    """The timing function, counted."""
+    calls, real = [], measured.seconds
+    monkeypatch.setattr(measured, "seconds", lambda *args: calls.append(1) or real(*args))
+    return calls
+
+
+def test_each_kind_is_timed_once(timings, cache):
+    backbone, tasks = small()
+    x, names = images(6), ["ksm", "bn", "ksm", "piggyback", "bn", "piggyback"]
+    for strategy in ("loop", "grouped"):
+        Mixed(backbone, tasks, strategy)(x, names)
+    assert not timings and not cache.exists()
+    mixed = Mixed(backbone, tasks)
+    expected = alone(backbone, tasks, x, names)
+    equal(mixed(x, names), expected)
+    assert len(timings) == 3  # two convolutions, and one pass against each task by itself
+    assert cache.is_file()
+    equal(mixed(x, names), expected)
+    equal(Mixed(backbone, tasks)(x, names), expected)
+    assert len(timings) == 3
+    Mixed(backbone, tasks)(images(40), ["ksm", "bn"] * 20)
+    assert len(timings) == 6
+
+
+@pytest.mark.parametrize("quick", ["loop", "grouped"])
+def test_the_faster_way_is_taken(quick, monkeypatch):
+    backbone, tasks = small()
+    times = {"loop": 2.0, "grouped": 2.0, "apart": 2.0, "together": 1.0, quick: 1.0}
+    monkeypatch.setattr(measured, "seconds", lambda ways, device: {w: times[w] for w in ways})
+    taken = []
+    grouped = _Conv._grouped
+    monkeypatch.setattr(_Conv, "_grouped", lambda *a: taken.append("grouped") or grouped(*a))
+    x, names = images(4), ["ksm", "bn"] * 2
+    equal(Mixed(backbone, tasks)(x, names), alone(backbone, tasks, x, names))
+    assert len(taken) == (2 if quick == "grouped" else 0)
+
+
+def test_each_task_runs_by_itself_where_that_is_faster(monkeypatch):
+    backbone, tasks = small()
+    times = {"loop": 1.0, "grouped": 1.0, "apart": 1.0, "together": 2.0}
+    monkeypatch.setattr(measured, "seconds", lambda ways, device: {w: times[w] for w in ways})
+    mixed = Mixed(backbone, tasks)
+    monkeypatch.setattr(mixed, "_pass", None)
+    x, names = images(4), ["ksm", "bn"] * 2
+    equal(mixed(x, names), alone(backbone, tasks, x, names))
+
+
+def test_a_damaged_cache(cache, timings):
+    backbone, tasks = small()
+    cache.parent.mkdir()
+    cache.write_bytes(b"\xff{")
+    x, names = images(4), ["ksm", "bn"] * 2
+    equal(Mixed(backbone, tasks)(x, names), alone(backbone, tasks, x, names))
+    Mixed(backbone, tasks)(x, names)
+    assert len(timings) == 3
+
+
+def test_a_cache_that_cannot_be_written(cache, timings):
+    backbone, tasks = small()
+    cache.parent.write_text("no folder")
+    x, names = images(4), ["ksm", "bn"] * 2
+    mixed = Mixed(backbone, tasks)
+    for _ in range(2):
+        equal(mixed(x, names), alone(backbone, tasks, x, names))
+    assert len(timings) == 3
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_threads(strategy):
+    backbone, tasks = small()
+    mixed = Mixed(backbone, tasks, strategy)
+    known = [task.name for task in tasks]
+    jobs = []
+    for seed in range(6):
+        picks = torch.randint(0, len(known), (5,), generator=torch.Generator().manual_seed(seed))
+        x, names = images(5, seed), [known[i] for i in picks]
+        jobs.append((x, names, alone(backbone, tasks, x, names)))
+    failures, start = [], threading.Barrier(len(jobs))
+
+    def work(x, names, expected):
+        try:
+            start.wait()
+            for _ in range(8):
+                equal(mixed(x, names), expected)
+        except BaseException as error:
+            failures.append(error)
+
+    threads = [threading.Thread(target=work, args=job) for job in jobs]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not failures, failures[0]
