@@ -90,7 +90,7 @@ def lines_of(command: Any, name: str, level: int) -> Iterator[str]:
             yield "`ksm COMMAND --help` says the same in a terminal. A mistake in what you typed is"
             yield "one line on stderr, and exit status 1 or 2."
             yield ""
-            yield "| command | |"
+            yield "| command | what it does |"
             yield "|---|---|"
             for full, one in leaves(command, name):
                 yield f"| [`{full}`](#{full.replace(' ', '-')}) | {first_line(one)} |"
@@ -110,13 +110,13 @@ def lines_of(command: Any, name: str, level: int) -> Iterator[str]:
     arguments = [p for p in command.params if p.param_type_name == "argument"]
     options = [p for p in command.params if p.param_type_name == "option" and not p.hidden]
     if arguments:
-        yield "| argument | | |"
+        yield "| argument | type | meaning |"
         yield "|---|---|---|"
         for one in arguments:
             yield f"| `{metavar(one)}` | {type_of(one)} | {cell(one.help)} |"
         yield ""
     if options:
-        yield "| option | | default | |"
+        yield "| option | type | default | meaning |"
         yield "|---|---|---|---|"
         for one in options:
             names = ", ".join(f"`{n}`" for n in (*one.opts, *one.secondary_opts))
