@@ -10,6 +10,7 @@ from types import ModuleType
 
 import numpy as np
 import pytest
+import typer
 from PIL import Image
 from sybil import Document, Example, Sybil
 from sybil.parsers.markdown import CodeBlockParser, PythonCodeBlockParser
@@ -30,8 +31,20 @@ def run_commands(example: Example) -> None:
             app(words[2:], standalone_mode=False)
 
 
+def parse_commands(example: Example) -> None:
+    """Parse the lines of a shell block that begin with `ksm`, and run nothing."""
+    for line in str(example.parsed).splitlines():
+        words = shlex.split(line, comments=True)
+        if words[:1] == ["ksm"]:
+            command, words = typer.main.get_command(app), words[1:]
+            while below := getattr(command, "commands", None):
+                command, words = below[words[0]], words[1:]
+            command.make_context("ksm", words)
+
+
 def document(page: Path) -> Document:
     parsers = [PythonCodeBlockParser(), CodeBlockParser("console", run_commands)]
+    parsers.append(CodeBlockParser("sh", parse_commands))
     return Sybil(parsers=parsers).parse(page)
 
 
@@ -79,7 +92,7 @@ def test_the_code_of_a_page_runs(page: Path, photos: Path) -> None:
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
 def test_a_block_is_run_or_says_that_it_is_text(page: Path) -> None:
     opened = re.findall(r"^```(.*)$", page.read_text(), re.MULTILINE)[::2]
-    assert set(opened) <= {"python", "console", "text"}
+    assert set(opened) <= {"python", "console", "sh", "text"}
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
@@ -110,8 +123,6 @@ def generator() -> ModuleType:
 
 
 def test_every_command_and_option_has_a_reference(generator: ModuleType) -> None:
-    import typer
-
     page = generator.commands()
     for name, command in generator.leaves(typer.main.get_command(app), "ksm"):
         section = page.split(f"\n## {name}\n")[1].split("\n## ")[0]
