@@ -10,6 +10,7 @@ files that the site does not have become plain text.
 
 from __future__ import annotations
 
+import functools
 import os
 import re
 import shutil
@@ -42,12 +43,12 @@ def main() -> None:
     (out / "commands.md").write_text(commands())
 
 
+@functools.cache
 def sources() -> dict[Path, Path]:
     """The files of the site, each with its path there."""
-    found = {path: path.relative_to(DOCS) for path in DOCS.rglob("*") if path.suffix in (".md", ".png")}
-    found |= {
-        path: path.relative_to(ROOT) for path in RESULTS.rglob("*") if path.suffix in (".md", ".png")
-    }
+    kinds = (".css", ".md", ".png")
+    found = {path: path.relative_to(DOCS) for path in DOCS.rglob("*") if path.suffix in kinds}
+    found |= {path: path.relative_to(ROOT) for path in RESULTS.rglob("*") if path.suffix in kinds}
     if (contributing := ROOT / "CONTRIBUTING.md").exists():
         del found[DOCS / "contributing.md"]
         found[contributing] = Path("contributing.md")
@@ -64,7 +65,10 @@ def relinked(text: str, source: Path, target: Path) -> str:
         path, hash_, anchor = address.partition("#")
         if not path or "://" in path or path.startswith("mailto:"):
             return match[0]
-        place = pages.get((source.parent / path).resolve())
+        file = (source.parent / path).resolve()
+        if not file.exists():
+            sys.exit(f"{source.relative_to(ROOT)}: {path} leads nowhere")
+        place = pages.get(file)
         if place is None:
             return words
         return f"{picture}[{words}]({os.path.relpath(place, target.parent)}{hash_}{anchor})"

@@ -109,7 +109,9 @@ def test_readme_is_short() -> None:
 
 
 def test_every_public_name_has_a_reference() -> None:
-    named = set(re.findall(r"^::: ksm\.(\w+)$", (ROOT / "docs" / "api.md").read_text(), re.MULTILINE))
+    named = set(
+        re.findall(r"^::: ksm\.(\w+)$", (ROOT / "docs" / "api.md").read_text(), re.MULTILINE)
+    )
     assert named == {name for name in ksm.__all__ if not name.startswith("_")}
 
 
