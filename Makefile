@@ -2,7 +2,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 
 .PHONY: demo test test-fast check bench-step bench-small bench-ablation bench-size bench-use bench-train \
-	bench-recipes clean
+	bench-recipes docs clean
 
 demo: .venv/ready          ## three real tasks on one frozen backbone
 	$(BIN)/python examples/demo.py
@@ -17,6 +17,11 @@ check: .venv/ready         ## lint, format, types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
+
+docs: .venv/ready          ## the documentation site, warnings are errors
+	$(BIN)/python docs/_generate.py
+	$(BIN)/zensical build --clean --strict
+	@echo build/site/index.html
 
 # Every cell is a file: a run that was stopped goes on where it was. The lines begin with "-" since
 # cpg, which may not grow, ends with a full network before the last task: an outcome, told as an error.
