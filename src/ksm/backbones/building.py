@@ -19,7 +19,18 @@ from ksm.errors import KsmError
 
 
 def build(which: Packaged, pretrained: bool) -> nn.Module:
-    """Build a packaged backbone; see `Packaged.build`."""
+    """Build a packaged backbone, on the CPU and in training mode.
+
+    It takes RGB float tensors (N, 3, H, W), normalised as its `preprocess` says, of any H and W
+    from 32 up.
+
+    Args:
+        pretrained: fetch the package and load the weights. Otherwise the weights are random: they
+            follow torch's global seed, and torch's generator is left as it was.
+
+    Raises:
+        KsmError: the weights cannot be had.
+    """
     make, load = _NETWORKS[which.name]
     with cast(Any, torch.random).fork_rng(devices=[]):
         network = make()

@@ -34,12 +34,13 @@ def backbone(name: str = DEFAULT, pretrained: bool = True) -> nn.Module:
     Raises:
         KsmError: the name is not known, or the weights cannot be had.
     """
+    from ksm.backbones.building import build
     from ksm.core.backbone import Description, describe, remember
 
     if not is_reference(name) and name in PACKAGED:
         packaged = PACKAGED[name]
         description = Description(name, packaged.head, packaged.preprocess)
-        return remember(packaged.build(pretrained), description).eval()
+        return remember(build(packaged, pretrained), description).eval()
     module = _users(name) if is_reference(name) else _from_library(name, pretrained)
     found = describe(module)
     return remember(module, Description(name, found.head, found.preprocess)).eval()

