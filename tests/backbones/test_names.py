@@ -1,6 +1,7 @@
 """Backbones by name and by description."""
 
 import dataclasses
+import subprocess
 import sys
 
 import pytest
@@ -11,8 +12,8 @@ import torchvision
 import ksm
 from conftest import Tiny
 from ksm import KsmError
-from ksm.backbones.names import DEFAULT
-from ksm.backbones.packaged import PACKAGED
+from ksm.backbones.mobilenetv2 import MobileNetV2
+from ksm.backbones.packaged import DEFAULT, PACKAGED
 from ksm.core.backbone import describe
 
 
@@ -28,7 +29,8 @@ def test_the_default_is_a_packaged_backbone():
         ("torchvision:resnet18", torchvision.models.ResNet, "fc"),
         ("shufflenet_v2_x0_5", torchvision.models.ShuffleNetV2, "fc"),
         ("timm:tf_efficientnet_lite0", timm.models.EfficientNet, "classifier"),
-        ("mobilenetv2", torchvision.models.MobileNetV2, "classifier.1"),
+        ("mobilenetv2", MobileNetV2, "classifier.1"),
+        ("torchvision:mobilenet_v2", torchvision.models.MobileNetV2, "classifier.1"),
         ("conftest:tiny", Tiny, "fc"),
     ],
 )
@@ -105,3 +107,24 @@ def test_a_description_can_be_given_another_head():
     found = ksm.backbone("resnet18", pretrained=False)
     assert describe(found, "layer4") == dataclasses.replace(describe(found), head="layer4")
     assert torch.is_tensor(found(torch.zeros(1, 3, 64, 64)))
+
+
+@pytest.mark.parametrize(
+    ("name", "imported"),
+    [
+        ("mobilenetv2", set()),
+        ("torchvision:resnet18", {"torchvision"}),
+        ("resnet18", {"timm", "torchvision"}),
+    ],
+)
+def test_only_the_library_of_the_name_is_imported(name, imported):
+    script = (
+        "import sys, ksm.backbones\n"
+        "assert 'torch' not in sys.modules\n"
+        f"ksm.backbones.backbone({name!r}, pretrained=False)\n"
+        "print(*{'timm', 'torchvision', 'torch._dynamo'} & set(sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    found = set(done.stdout.split())
+    assert found - {"torch._dynamo"} == imported, done.stderr
+    assert imported or not found  # torchvision brings torch's compiler along

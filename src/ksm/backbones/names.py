@@ -7,26 +7,23 @@ import importlib
 import os
 import sys
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from torch import nn
-
-from ksm.backbones.packaged import PACKAGED
-from ksm.core import _torchvision as _torchvision
-from ksm.core.backbone import Description, describe, remember
+from ksm.backbones.packaged import DEFAULT, PACKAGED
 from ksm.errors import KsmError
 
-DEFAULT = "mobilenetv2"
+if TYPE_CHECKING:
+    from torch import nn
 
 
 def is_reference(name: str) -> bool:
-    """Whether a backbone's name is `package.module:function`, whose use runs a user's code."""
+    """Tell whether a backbone's name is `package.module:function`, whose use runs a user's code."""
     source, colon, _ = name.partition(":")
     return bool(colon) and source not in ("timm", "torchvision")
 
 
 def backbone(name: str = DEFAULT, pretrained: bool = True) -> nn.Module:
-    """A backbone by name, in evaluation mode, described for ksm.
+    """Build a backbone by its name, in evaluation mode, described for ksm.
 
     Args:
         name: a packaged backbone (see `ksm backbones`); a timm or torchvision model, with
@@ -37,61 +34,78 @@ def backbone(name: str = DEFAULT, pretrained: bool = True) -> nn.Module:
     Raises:
         KsmError: the name is not known, or the weights cannot be had.
     """
-    source, colon, rest = name.partition(":")
-    if is_reference(name):
-        module = _users(source, rest)
-        return remember(module, _renamed(describe(module), name)).eval()
-    if not colon and name in PACKAGED:
+    from ksm.backbones.building import build
+    from ksm.core.backbone import Description, describe, remember
+
+    if not is_reference(name) and name in PACKAGED:
         packaged = PACKAGED[name]
         description = Description(name, packaged.head, packaged.preprocess)
-        return remember(packaged.build(pretrained), description).eval()
+        return remember(build(packaged, pretrained), description).eval()
+    module = _users(name) if is_reference(name) else _from_library(name, pretrained)
+    found = describe(module)
+    return remember(module, Description(name, found.head, found.preprocess)).eval()
 
-    import timm
-    import torchvision.models
 
+def _from_library(name: str, pretrained: bool) -> nn.Module:
+    """Build a timm or torchvision model. timm is asked first; a library that the name excludes is
+    not imported."""
+    # This import makes those of timm and torchvision work on any torch.
+    from ksm.core import _torchvision as _torchvision
+
+    source, colon, rest = name.partition(":")
     bare = rest if colon else name
-    if source != "torchvision" and timm.is_model(bare):
-        build: Callable[..., Any] = timm.create_model
-        module = _load(name, lambda: build(bare, pretrained=pretrained))
-        return remember(module, _renamed(describe(module), name)).eval()
-    if source != "timm" and bare in torchvision.models.list_models():
-        weights = "DEFAULT" if pretrained else None
-        module = _load(name, lambda: torchvision.models.get_model(bare, weights=weights))
-        return remember(module, _renamed(describe(module), name)).eval()
+    known = list(PACKAGED)
+    if source != "torchvision":
+        import timm
 
-    known = [*PACKAGED, *timm.list_models(), *torchvision.models.list_models()]
+        create: Callable[..., Any] = timm.create_model
+        if timm.is_model(bare):
+            return _load(name, lambda: create(bare, pretrained=pretrained))
+        known += timm.list_models()
+    if source != "timm":
+        from torchvision import models
+
+        if bare in models.list_models():
+            weights = "DEFAULT" if pretrained else None
+            return _load(name, lambda: models.get_model(bare, weights=weights))
+        known += models.list_models()
     near = difflib.get_close_matches(bare, known, n=3)
     hint = f"did you mean {' or '.join(near)}?" if near else "see `ksm backbones`"
     raise KsmError(f"no backbone named {name!r}; {hint}")
-
-
-def _renamed(description: Description, name: str) -> Description:
-    return Description(name, description.head, description.preprocess)
 
 
 def _load(name: str, build: Callable[[], nn.Module]) -> nn.Module:
     try:
         return build()
     except Exception as error:  # the hubs raise errors of many kinds
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise KsmError(
-            f"backbone {name}: could not be loaded ({reason}); its weights come from a model hub, "
-            f"the packaged backbones ({', '.join(PACKAGED)}) need only pip"
+            f"backbone {name}: could not be loaded ({_reason(error)}); its weights come from a "
+            f"model hub, the packaged backbones ({', '.join(PACKAGED)}) need only pip"
         ) from error
 
 
-def _users(module_name: str, function_name: str) -> nn.Module:
-    reference = f"{module_name}:{function_name}"
+def _users(reference: str) -> nn.Module:
+    """Call the function `package.module:function`, with the working folder on the path."""
+    # The user's code may import timm or torchvision; this makes that work on any torch.
+    from ksm.core import _torchvision as _torchvision
+
+    # isort: split
+    from torch import nn
+
+    module_name, _, function_name = reference.partition(":")
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())
     try:
         made = getattr(importlib.import_module(module_name), function_name)()
-    except Exception as error:  # it is the user's code that runs here
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+    except Exception as error:  # the user's code runs here
         raise KsmError(
-            f"backbone {reference}: {reason}; expected package.module:function, importable from "
-            "here, that returns an nn.Module and needs no argument"
+            f"backbone {reference}: {_reason(error)}; expected package.module:function, importable "
+            "from here, that returns an nn.Module and needs no argument"
         ) from error
     if not isinstance(made, nn.Module):
         raise KsmError(f"backbone {reference}: returned {type(made).__name__}, expected nn.Module")
     return made
+
+
+def _reason(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -11,14 +11,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, cast
 
-# First, so that timm can be imported.
-from ksm.core import _torchvision as _torchvision
-
-# isort: split
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from timm.models.resnet import Bottleneck, ResNet
 from torch import nn
 
 from ksm.errors import KsmError
@@ -27,10 +22,16 @@ Blobs = list[NDArray[np.float32]]
 
 
 def resnet50_1by2() -> nn.Module:
-    """The network with random weights; they are drawn from torch's global generator.
+    """Build the network with random weights, drawn from torch's global generator.
 
-    Takes RGB float tensors (N, 3, H, W), gives logits (N, 2); 1024 pooled features enter `fc`.
+    It maps RGB float tensors (N, 3, H, W) to logits (N, 2); 1024 pooled features enter `fc`.
     """
+    # The first import makes the second work on any torch.
+    from ksm.core import _torchvision as _torchvision
+
+    # isort: split
+    from timm.models.resnet import Bottleneck, ResNet
+
     # zero_init_last would make the residual branches of a random network vanish.
     network: Any = ResNet(
         cast(Any, Bottleneck),

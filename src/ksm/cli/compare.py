@@ -8,50 +8,63 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from ksm.cli.tables import print_table
+from ksm.cli.waiting import waiting
 from ksm.errors import KsmError
 
 if TYPE_CHECKING:
     from ksm.compare.protocol import Protocol, Row
     from ksm.compare.report import Split
 
-ROWS = "probe,bn,piggyback+bn,ksm,finetune"
-
 MethodsOption = Annotated[
     str | None,
-    typer.Option("--methods", help="Rows, with commas: `ksm bench rows` lists them."),
+    typer.Option(
+        "--methods",
+        metavar="ROWS",
+        help="Rows, with commas; `ksm bench rows` lists them. Settings follow a row's name: "
+        "NAME:KEY=VALUE. A method of your own: package.module:Class.",
+    ),
 ]
-SeedsOption = Annotated[int, typer.Option(min=1, help="Seeds 0 ... N-1.")]
+SeedsOption = Annotated[int, typer.Option(min=1, metavar="N", help="Seeds 0 ... N-1.")]
 OutOption = Annotated[
-    Path | None,
-    typer.Option(help="Folder for cells, report and pictures."),
+    Path | None, typer.Option(metavar="FOLDER", help="Folder for cells, report and pictures.")
 ]
-ProcessesOption = Annotated[int, typer.Option(min=1, help="Cells at the same time.")]
-BackboneOption = Annotated[str | None, typer.Option("--backbone", help="Backbone by name.")]
+ProcessesOption = Annotated[
+    int, typer.Option(min=1, metavar="N", help="Cells that are learned at the same time.")
+]
+BackboneOption = Annotated[
+    str | None, typer.Option("--backbone", metavar="NAME", help="Backbone, as in `ksm learn`.")
+]
 RenderOption = Annotated[
     bool, typer.Option("--render", help="Only make report and pictures from the cells there.")
 ]
 
 
 def compare(
-    folders: Annotated[list[Path], typer.Argument(help="Folders of labelled images, a task each.")],
-    methods: MethodsOption = ROWS,
+    folders: Annotated[
+        list[Path],
+        typer.Argument(metavar="FOLDER", help="Folders of labelled images, a task each."),
+    ],
+    methods: MethodsOption = None,
     backbone: BackboneOption = None,
     seeds: SeedsOption = 1,
-    size: Annotated[int, typer.Option(help="Image side, pixels.")] = 96,
-    epochs: Annotated[int, typer.Option(help="Of each task.")] = 15,
-    augment: Annotated[str, typer.Option(help="As in `ksm learn`.")] = "flip",
+    size: Annotated[int, typer.Option(metavar="N", help="Image side, pixels.")] = 96,
+    epochs: Annotated[int, typer.Option(metavar="N", help="Of each task.")] = 15,
+    augment: Annotated[str, typer.Option(metavar="KIND", help="As in `ksm learn`.")] = "flip",
     limit: Annotated[
-        int | None, typer.Option(min=1, help="At most so many training images.")
+        int | None,
+        typer.Option(min=1, metavar="N", help="Training images that are used at most."),
     ] = None,
     out: OutOption = None,
     processes: ProcessesOption = 1,
     render: RenderOption = False,
 ) -> None:
-    """Compare methods on your own folders: one table, every number from a file of its own."""
-    from ksm.backbones import DEFAULT
-    from ksm.compare.protocol import Domain, Protocol
-    from ksm.compare.rows import rows_named
-    from ksm.data.load import AUGMENTS, Augment
+    """Compare methods on your own folders: one table, each number from a file of its own."""
+    with waiting("loading the methods"):
+        from ksm.backbones import DEFAULT
+        from ksm.compare.protocol import Domain, Protocol
+        from ksm.compare.rows import COMPARED, rows_named
+        from ksm.data.load import AUGMENTS, Augment
 
     def checked(value: str) -> Augment:
         for known in AUGMENTS:
@@ -59,7 +72,7 @@ def compare(
                 return known
         raise KsmError(f"augment {value!r}: expected one of {', '.join(AUGMENTS)}")
 
-    rows = rows_named((methods or ROWS).split(","))
+    rows = rows_named(methods.split(",") if methods else COMPARED)
     domains = tuple(
         Domain(folder.resolve().name, str(folder.resolve()), checked(augment)) for folder in folders
     )
@@ -78,13 +91,16 @@ def bench(
     protocol: Annotated[
         str,
         typer.Argument(
+            metavar="PROTOCOL",
             help="five-domains, sizes, stages, recipes, twenty-tasks, ablation, imagenet-to-sketch "
-            "or cifar100; or rows, to list what can be compared."
+            "or cifar100; or rows, to list what can be compared.",
         ),
     ],
     folder: Annotated[
         Path | None,
-        typer.Argument(help="Your copy of the images, for imagenet-to-sketch and cifar100."),
+        typer.Argument(
+            metavar="FOLDER", help="Your copy of the images, for imagenet-to-sketch and cifar100."
+        ),
     ] = None,
     methods: MethodsOption = None,
     backbone: BackboneOption = None,
@@ -94,16 +110,17 @@ def bench(
     render: RenderOption = False,
 ) -> None:
     """Compare methods by a fixed protocol; what was measured before is not measured again."""
-    from ksm.compare import protocol as protocols
-    from ksm.compare import public
-    from ksm.compare import rows as known_rows
-
     if protocol == "rows":
         _print_rows()
         return
     if (folder is None) == (protocol in ("imagenet-to-sketch", "cifar100")):
         needs = "a folder with your copy of its images" if folder is None else "no folder"
         raise KsmError(f"bench {protocol}: expected {needs}")
+    with waiting("loading the protocol"):
+        from ksm.compare import protocol as protocols
+        from ksm.compare import public
+        from ksm.compare import rows as known_rows
+
     choice = {"backbone": backbone} if backbone else {}
     named: dict[str, Callable[[], Protocol]] = {
         "five-domains": lambda: protocols.five_domains(**choice),
@@ -134,20 +151,28 @@ def bench(
 
 
 def _print_rows() -> None:
-    from ksm.compare.rows import ABLATION, RECIPES, ROWS, SIZES, STAGES
+    with waiting("loading the rows"):
+        from ksm.compare import rows as known
 
-    for title, table in (
-        ("of all comparisons but the following", ROWS),
-        ("of sizes", SIZES),
-        ("of stages", STAGES),
-        ("of recipes", RECIPES),
-    ):
-        print(f"{title}:")
-        for row in table.values():
-            settings = ", ".join(f"{k} {v}" for k, v in row.settings.items())
-            recipe = " released" if row.recipe == "released" else ""
-            print(f"  {row.name:22}{row.method}{recipe}{f' ({settings})' if settings else ''}")
-    print("of ablation:", *(f"  {name}" for name in ABLATION), sep="\n")
+    for title, rows in {
+        "all comparisons but the following": known.ROWS,
+        "sizes": known.SIZES,
+        "stages": known.STAGES,
+        "recipes": known.RECIPES,
+    }.items():
+        lines = [
+            [
+                row.name,
+                f"{row.method} released" if row.recipe == "released" else row.method,
+                ", ".join(f"{key} {value}" for key, value in row.settings.items()),
+            ]
+            for row in rows.values()
+        ]
+        print_table(["row", "method", "settings"], lines, title=f"Rows of {title}")
+        print()
+    lines = [[row.name, row.method] for row in known.ABLATION.values()]
+    print_table(["row", "method"], lines, title="Rows of ablation, with the settings that change")
+    print(f"\n`ksm compare` has by default: {', '.join(known.COMPARED)}.")
 
 
 def _default(protocol: Protocol) -> Path:
@@ -164,6 +189,7 @@ def _go(
     split: Split = "test",
     about: str = "",
 ) -> None:
+    """Measure what is not measured yet, and write and print the report."""
     from importlib.util import find_spec
 
     from ksm.compare.cells import run

@@ -1,4 +1,4 @@
-"""What a person sees of a run: a live line on a terminal, a line an epoch elsewhere."""
+"""What a person sees of a run: a live line on a terminal, and a line for each epoch."""
 
 from __future__ import annotations
 
@@ -22,24 +22,28 @@ if TYPE_CHECKING:
     from ksm.train.loop import Progress
 
 _LISTED = 10
+"""Unreadable files that a warning lists."""
+_BAR, _SHORT_BAR, _WIDE = 24, 10, 100
+"""Columns of the bar on a terminal of at least `_WIDE` columns, and on a narrower one."""
 
 
 class Display(Callback):
-    """Shows the run and writes its log.
+    """Shows a run and writes its log.
 
     Args:
-        console: where to show it.
-        log: file of JSON lines, one an epoch; None for none. While the run lasts it has `.part`
-            at the end of its name; a run that fails takes it away and leaves an older log alone.
+        console: where to show the run.
+        log: file of JSON lines, one an epoch; None for none. While the run lasts, `.part` is at the
+            end of its name. A run that fails removes it and leaves an older log alone.
     """
 
     def __init__(self, console: Console, log: Path | None = None) -> None:
         self.console = console
         self.log = log
         self._part = log.with_name(f".{log.name}.{os.getpid()}.part") if log else None
+        self._bar = _BAR if console.width >= _WIDE else _SHORT_BAR
         self.bars = Bars(
             TextColumn("{task.description}"),
-            BarColumn(bar_width=24),
+            BarColumn(bar_width=self._bar),
             MofNCompleteColumn(),
             TextColumn("{task.fields[text]}"),
             console=console,
@@ -104,13 +108,14 @@ class Display(Callback):
                 self.bars.remove_task(self._training)
             self._training = self.bars.add_task("", total=p.epochs * p.steps, text="")
             self._phase = p.phase
-        best = "" if p.best is None else f"  best val {100 * p.best:.1f} %"
+        total = p.epochs * p.steps
+        before = f"{p.phase} epoch {p.epoch + 1}/{p.epochs}"
+        used = len(before) + self._bar + 2 * len(str(total)) + 4
         self.bars.update(
             self._training,
-            description=f"{p.phase} epoch {p.epoch + 1}/{p.epochs}",
+            description=before,
             completed=p.epoch * p.steps + p.step + 1,
-            text=f"{p.images_per_second:.0f} images/s  loss {p.loss:.3f}{best}  "
-            f"{clock(p.seconds_left)} left",
+            text=figures(p, self.console.width - used),
         )
 
     def epoch(self, record: dict[str, Any]) -> None:
@@ -138,8 +143,19 @@ class Display(Callback):
         self.console.print(f"[yellow]warning:[/] {escape(line)}", highlight=False)
 
 
+def figures(progress: Progress, width: int) -> str:
+    """Return the figures of a step that fit into so many columns, the most useful ones first."""
+    p = progress
+    best = [] if p.best is None else [f"best val {100 * p.best:.1f} %"]
+    left = f"{clock(p.seconds_left)} left"
+    wanted = [left, *best, f"loss {p.loss:.3f}", f"{p.images_per_second:.0f} images/s"]
+    while wanted and len("  ".join(wanted)) > width:
+        wanted.pop()
+    return "  ".join(wanted)
+
+
 def skipped_text(files: list[Skipped]) -> str:
-    """How many files were skipped, and the first of them with the reason, a line each."""
+    """Return how many files were skipped, and the first of them with the reason, a line each."""
     lines = [
         f"{len(files)} files could not be read and were skipped (--strict makes that an error):",
         *(f"  {file.path}: {file.reason}" for file in files[:_LISTED]),

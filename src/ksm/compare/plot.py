@@ -46,20 +46,19 @@ def curves(history: list[dict[str, Any]], best: int | None, title: str, file: Pa
         label="validation",
     )
     left.set(xlabel="epoch", ylabel="loss (nats)")
-    left.legend(frameon=False)
+    above = {"loc": "lower left", "bbox_to_anchor": (0, 1), "borderaxespad": 0.2}
+    left.legend(frameon=False, ncols=2, **above)  # not on a line, wherever the lines go
     accuracy = [100 * r["val_accuracy"] for r in history]
     right.plot(epochs, accuracy, color=ACCURACY, marker="o", ms=3)
     right.set(xlabel="epoch", ylabel="validation accuracy (%)")
     if best:
         value = accuracy[best - 1]
         right.plot([best], [value], "o", ms=8, mfc="none", mec=INK)
-        right.annotate(
-            f"kept: {value:.1f}", (best, value), textcoords="offset points", xytext=(0, -14),
-            ha="center", color=INK,
-        )  # fmt: skip
+        right.set_title(f"kept: epoch {best}, {value:.1f} %", loc="right", size=10, color=INK)
     for axes in (left, right):
         axes.spines[["top", "right"]].set_visible(False)
-        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
+        axes.set_xlim(epochs[0] - 0.5, epochs[-1] + 0.5)
     picture.suptitle(title)
     save(picture, file)
 

@@ -45,6 +45,9 @@ from stride 16 on; `ksm-everywhere` masks all layers, with 16 levels, as before 
 `-stride16`: the others that start there too. `random-mask` turns off the share of kernels that
 `ksm-everywhere` did, in every layer the same."""
 
+COMPARED = ("probe", "bn", "piggyback+bn", "ksm", "finetune")
+"""The rows that `ksm compare` has by default."""
+
 
 def rows_named(names: Sequence[str], known: Mapping[str, Row] = ROWS) -> tuple[Row, ...]:
     """Rows by name, each once.

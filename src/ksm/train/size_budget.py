@@ -9,6 +9,7 @@ from typing import Any
 
 from ksm.bank.taskfile import content_of, pack
 from ksm.errors import KsmError
+from ksm.methods import Method
 from ksm.methods.ksm import KSM
 from ksm.task import Task
 
@@ -41,7 +42,7 @@ class Attempt:
 
 def fit_size(
     learn: Callable[[KSM], Task],
-    method: KSM,
+    method: Method,
     most: int,
     tell: Callable[[str], None] = lambda line: None,
 ) -> Task:
@@ -58,8 +59,11 @@ def fit_size(
         The task; its record says under `max_size` what was tried.
 
     Raises:
-        KsmError: normalisation, head and the rest leave no room for a mask, or no setting fits.
+        KsmError: the method has no masks to make smaller, normalisation, head and the rest leave no
+            room for a mask, or no setting fits.
     """
+    if not isinstance(method, KSM):
+        raise KsmError(f"max size goes with method {KSM.name}, not with {method.name}")
     tried: list[Attempt] = []
 
     def attempt(settings: Mapping[str, Any]) -> Task:

@@ -1,0 +1,5 @@
+"""`python -m ksm.cli` is the command `ksm`."""
+
+from ksm.cli import main
+
+main()

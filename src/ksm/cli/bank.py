@@ -1,0 +1,168 @@
+"""`ksm tasks`, `ksm info`, `ksm remove`: what is in a bank. None of them imports torch."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any, cast
+
+import typer
+
+from ksm.cli.options import BANK, BankOption, JsonOption
+from ksm.cli.tables import print_json, print_table
+from ksm.errors import KsmError
+
+NameArgument = Annotated[str, typer.Argument(metavar="NAME", help="Name of the task.")]
+
+
+def tasks(bank: BankOption = BANK, json_: JsonOption = False) -> None:
+    """List the tasks of the bank."""
+    from ksm.bank import Bank
+    from ksm.core.text import percent, size
+
+    here = Bank(bank)
+    if not bank.is_dir():
+        raise KsmError(f"no bank at {bank}: learn a task, or say where with --bank")
+    headers, damaged = here.headers()
+    for line in damaged:
+        left_out(line)
+    found = [summary(header, here.path(name)) for name, header in headers.items()]
+    if json_:
+        print_json(found)
+        return
+    rows = [
+        [
+            one["name"],
+            str(len(one["classes"])),
+            one["method"]["name"],
+            one["backbone"]["name"],
+            percent(_accuracy(one, "val")),
+            percent(_accuracy(one, "test")),
+            size(one["bytes"]["file"]),
+        ]
+        for one in found
+    ]
+    print_table(["task", "classes", "method", "backbone", "val", "test", "size"], rows)
+
+
+def info(name: NameArgument, bank: BankOption = BANK, json_: JsonOption = False) -> None:
+    """Show all that a task's file says."""
+    from ksm.bank import Bank
+
+    here = Bank(bank)
+    one = summary(here.header(name), here.path(name))
+    if json_:
+        print_json(one)
+        return
+    rows = [*_task_rows(one), *_mask_rows(one), *_ownership_rows(one), *_training_rows(one)]
+    print_table(["", ""], rows, header=False)
+
+
+def remove(name: NameArgument, bank: BankOption = BANK, json_: JsonOption = False) -> None:
+    """Delete a task, its log and its picture."""
+    from ksm.bank import Bank
+
+    here = Bank(bank)
+    here.remove(name)
+    for suffix in (".log.jsonl", ".png"):
+        here.path(name).with_suffix(suffix).unlink(missing_ok=True)
+    if json_:
+        print_json({"removed": name, "file": str(here.path(name))})
+    else:
+        print(f"removed {name} from {bank}")
+
+
+def summary(header: dict[str, Any], path: Path) -> dict[str, Any]:
+    """Return the JSON of a task's file with where the file is and how large."""
+    mask = _numbers(header["record"].get("mask"), "weights")
+    sizes = {**header["bytes"], "file": path.stat().st_size}
+    sizes["conv_weights"] = mask["weights"] if mask else 0
+    return {**header, "file": str(path), "bytes": sizes}
+
+
+def left_out(why: object) -> None:
+    """Warn that a task's file cannot be used."""
+    print(f"warning: left out: {why}", file=sys.stderr)
+
+
+def _task_rows(one: dict[str, Any]) -> list[list[str]]:
+    from ksm.core.text import percent, size
+
+    sizes: dict[str, int] = one["bytes"]
+    parts = [part for part in sizes if part not in ("file", "conv_weights") and sizes[part]]
+    rows = [
+        ["task", one["name"]],
+        ["file", one["file"]],
+        ["classes", f"{len(one['classes'])}: {', '.join(one['classes'])}"],
+        ["backbone", one["backbone"]["name"]],
+        ["fingerprint", one["backbone"]["fingerprint"]],
+        ["images", f"{one['backbone']['preprocess']['size']} pixels a side"],
+        ["method", ", ".join(f"{k} {v}" for k, v in one["method"].items() if v is not None)],
+        ["validation", percent(_accuracy(one, "val"))],
+        ["test", percent(_accuracy(one, "test"))],
+        ["size", f"{size(sizes['file'])}: " + ", ".join(f"{p} {size(sizes[p])}" for p in parts)],
+    ]
+    if _numbers(one["record"], "full_copy"):
+        rows.append(["a full copy", size(one["record"]["full_copy"])])
+    return rows
+
+
+def _mask_rows(one: dict[str, Any]) -> list[list[str]]:
+    from ksm.core.text import percent, size
+
+    mask = _numbers(one["record"].get("mask"), "units", "weights", "layers", "off")
+    if not mask:
+        return []
+    bits = 8 * one["bytes"]["mask"] / mask["weights"]
+    units = (
+        f"{mask['units']:,} units over {mask['weights']:,} weights in {mask['layers']} layers, "
+        f"{percent(mask['off'])} off, {bits:.2f} bits a weight"
+    )
+    return [
+        ["mask", units],
+        ["a bit a weight", f"{size(mask['weights'] / 8)}, a binary mask that is not packed"],
+        ["its scores", f"{size(4 * mask['units'])}, as float32"],
+    ]
+
+
+def _ownership_rows(one: dict[str, Any]) -> list[list[str]]:
+    from ksm.core.text import percent
+
+    owned = _numbers(one["record"].get("mask"), "earlier", "own", "free")
+    if not owned:
+        return []
+    before = ", ".join(link[0] for link in one.get("earlier", [])) or "the backbone alone"
+    shares = (
+        f"{percent(owned['earlier'])} owned before, {percent(owned['own'])} this task's, "
+        f"{percent(owned['free'])} still free"
+    )
+    return [["builds on", before], ["weights", shares]]
+
+
+def _training_rows(one: dict[str, Any]) -> list[list[str]]:
+    from ksm.core.text import clock
+
+    record = one["record"]
+    settings = _numbers(record.get("training"), "seed")
+    if not settings or not _numbers(record, "seconds", "epochs", "best_epoch"):
+        return []
+    text = (
+        f"{clock(record['seconds'])}, {record['epochs']} epochs, best {record['best_epoch']}, "
+        f"seed {settings['seed']}, on {record.get('device')}"
+    )
+    return [["training", text]]
+
+
+def _numbers(value: Any, *keys: str) -> dict[str, Any] | None:
+    """Return the value where it is an object with a number under each of the keys.
+
+    Who makes a task in Python can put anything into its record and metrics.
+    """
+    if isinstance(value, dict) and all(isinstance(value.get(key), int | float) for key in keys):
+        return cast("dict[str, Any]", value)
+    return None
+
+
+def _accuracy(header: dict[str, Any], split: str) -> float | None:
+    found = _numbers(header["metrics"].get(split), "accuracy")
+    return found["accuracy"] if found else None

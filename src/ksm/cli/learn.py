@@ -1,0 +1,254 @@
+"""`ksm learn`: from a folder of labelled images to a task in the bank."""
+
+from __future__ import annotations
+
+import json
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from ksm.cli.options import BANK, BankOption, VerboseOption
+from ksm.cli.waiting import waiting
+from ksm.core.allocator import give_back_freed_blocks
+from ksm.errors import KsmError
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from ksm.bank import Bank
+    from ksm.methods import Method
+    from ksm.task import Task
+    from ksm.train.settings import Training
+
+_images = partial(typer.Option, rich_help_panel="Images")
+_training = partial(typer.Option, rich_help_panel="Training")
+_method = partial(typer.Option, rich_help_panel="Method")
+_output = partial(typer.Option, rich_help_panel="Output")
+
+
+def learn(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="Name of the task.")],
+    folder: Annotated[
+        Path,
+        typer.Argument(
+            metavar="FOLDER",
+            help="Images: FOLDER/CLASS/*.jpg, or FOLDER/train/CLASS/*.jpg with val and test.",
+        ),
+    ],
+    bank: BankOption = BANK,
+    backbone: Annotated[
+        str | None,
+        typer.Option(
+            "--backbone",
+            metavar="NAME",
+            help="A name of `ksm backbones`, of timm or of torchvision, or "
+            "package.module:function. Default: mobilenetv2.",
+        ),
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace a task of that name.")] = False,
+    verbose: VerboseOption = False,
+    size: Annotated[int | None, _images(metavar="N", help="Image side, pixels.")] = None,
+    crop: Annotated[
+        float, _images(metavar="SHARE", help="Share of the short side that is seen.")
+    ] = 1.0,
+    stretch: Annotated[
+        bool,
+        _images("--stretch", help="Squeeze images into the square: no end is cut off."),
+    ] = False,
+    augment: Annotated[
+        str, _images(metavar="KIND", help="none, flip, crop, pad, crop+flip, pad+flip.")
+    ] = "flip",
+    limit: Annotated[
+        int | None, _images(metavar="N", help="Training images that are used at most.")
+    ] = None,
+    strict: Annotated[bool, _images("--strict", help="Fail on unreadable images.")] = False,
+    epochs: Annotated[
+        int | None, _training(metavar="N", help="Default: by the number of images.")
+    ] = None,
+    batch: Annotated[int, _training(metavar="N", help="Images a step.")] = 32,
+    label_smoothing: Annotated[float, _training(metavar="SHARE", help="In [0, 1).")] = 0.0,
+    balance: Annotated[bool, _training("--balance", help="Weigh rare classes more.")] = False,
+    patience: Annotated[
+        int | None, _training(metavar="N", help="Stop after N epochs without a gain.")
+    ] = None,
+    precision: Annotated[str, _training(metavar="KIND", help="no, bf16 or fp16.")] = "no",
+    checkpointing: Annotated[
+        bool,
+        _training("--checkpointing", help="Compute blocks twice: less memory, more time."),
+    ] = False,
+    graph: Annotated[
+        bool,
+        _training("--graph", help="Replay steps as a CUDA graph: faster on a GPU."),
+    ] = False,
+    workers: Annotated[int, _training(metavar="N", help="Processes that load images.")] = 0,
+    seed: Annotated[
+        int, _training(metavar="N", help="Of the head's start, the order and augmentation.")
+    ] = 0,
+    method: Annotated[
+        str,
+        _method(
+            metavar="NAME", help="A name of `ksm methods`, or package.module:Class for your own."
+        ),
+    ] = "ksm",
+    recipe: Annotated[
+        str, _method(metavar="NAME", help="default, or released: the settings of its paper.")
+    ] = "default",
+    set_: Annotated[
+        list[str] | None,
+        _method(
+            "--set",
+            metavar="KEY=VALUE",
+            help="A setting of the method, such as alpha=0.25; may be repeated.",
+        ),
+    ] = None,
+    head: Annotated[
+        str | None, _method(metavar="LAYER", help="Layer that the task's head replaces.")
+    ] = None,
+    half: Annotated[
+        bool, _output("--half", help="Store normalisation and head in float16.")
+    ] = False,
+    max_size: Annotated[
+        str | None,
+        _output(
+            metavar="BYTES", help="Size of the file, such as 150kB: learn again until it fits."
+        ),
+    ] = None,
+    json_: Annotated[bool, _output("--json", help="Print JSON.")] = False,
+) -> None:
+    """Learn a task from a folder of labelled images."""
+    if checkpointing:
+        give_back_freed_blocks()
+
+    from ksm.bank import Bank
+    from ksm.data.folder import image_folder
+
+    image_folder(folder)
+    here = Bank(bank)
+    here.check_free(name, force)
+
+    with waiting("loading the backbone"):
+        from rich.console import Console
+
+        from ksm.backbones import DEFAULT
+        from ksm.backbones import backbone as load_backbone
+        from ksm.cli.curves import draw_curves
+        from ksm.cli.display import Display
+        from ksm.methods import make
+        from ksm.train.learn import learn as learn_task
+        from ksm.train.size_budget import bytes_of, fit_size
+
+        chosen = make(method, recipe, **settings_of(set_ or []))
+        training = training_of(
+            chosen,
+            recipe,
+            epochs=epochs,
+            batch=batch,
+            label_smoothing=label_smoothing,
+            balance=balance,
+            patience=patience,
+            augment=augment,
+            precision=precision,
+            checkpointing=checkpointing,
+            graph=graph,
+            workers=workers,
+            seed=seed,
+        )
+        most = bytes_of(max_size) if max_size else None
+        network = load_backbone(DEFAULT if backbone is None else backbone)
+        earlier = _earlier(here, chosen, network, head, name)
+
+    console = Console(stderr=True, soft_wrap=True)
+    with Display(console, here.path(name).with_suffix(".log.jsonl")) as display:
+        learn_by = partial(
+            learn_task,
+            network,
+            folder,
+            name=name,
+            training=training,
+            size=size,
+            crop=crop,
+            stretch=stretch,
+            head=head,
+            limit=limit,
+            earlier=earlier,
+            strict=strict,
+            half=half,
+            callback=display,
+        )
+        if most:
+            task = fit_size(lambda m: learn_by(method=m), chosen, most, display.say)
+        else:
+            task = learn_by(method=chosen)
+        path = here.save(task, force=force)
+        picture = draw_curves(task, path, display.warn)
+    if stopped := task.record["stopped"]:
+        console.print(f"stopped early: {stopped}", highlight=False)
+    _report(task, here, path, picture, json_)
+
+
+def training_of(method: Method, recipe: str, **options: Any) -> Training:
+    """Return the settings of a run from the command's options; None stands for the default."""
+    from ksm.train.settings import Training
+
+    given = {key: value for key, value in options.items() if value is not None}
+    return Training.released(method, **given) if recipe == "released" else Training(**given)
+
+
+def settings_of(pairs: list[str]) -> dict[str, Any]:
+    """Return a method's settings from texts `KEY=VALUE`; a value is JSON, or else text.
+
+    Raises:
+        KsmError: a text is no such pair, or its key is an option of its own.
+    """
+    found: dict[str, Any] = {}
+    for pair in pairs:
+        key, equals, value = pair.partition("=")
+        if not equals or not key:
+            raise KsmError(f"--set {pair}: expected KEY=VALUE, such as alpha=0.5")
+        if key in ("name", "recipe"):
+            option = "--method" if key == "name" else "--recipe"
+            raise KsmError(f"--set {pair}: {key} is no setting, give {option} {value}")
+        try:
+            found[key] = json.loads(value)
+        except ValueError:
+            found[key] = value
+    return found
+
+
+def _earlier(
+    bank: Bank, method: Method, backbone: nn.Module, head: str | None, name: str
+) -> list[Task]:
+    """Return the tasks that a new one builds on, without the one of its own name, which the new
+    one replaces."""
+    if not method.builds_on_tasks:
+        return []
+    from ksm.core.backbone import describe, fingerprint
+
+    printed = fingerprint(backbone, describe(backbone, head).head)
+    return [task for task in bank.chain(method.name, printed) if task.name != name]
+
+
+def _report(task: Task, bank: Bank, path: Path, picture: Path | None, json_: bool) -> None:
+    """Print what was learned."""
+    from ksm.cli.bank import summary
+    from ksm.cli.tables import print_json
+    from ksm.core.text import clock, percent, size
+
+    if json_:
+        print_json(summary(bank.header(task.name), path))
+        return
+    test = task.metrics.get("test")
+    parts = [
+        f"val {percent(task.metrics['val']['accuracy'])}",
+        f"test {percent(test['accuracy'])}" if test else "no test split",
+        f"{size(path.stat().st_size)} (a full copy: {size(task.record['full_copy'])})",
+        f"{clock(task.record['seconds'])} of training",
+    ]
+    if fitted := task.record.get("max_size"):
+        cost = 100 * fitted["cost"]
+        parts.append(
+            f"for its size {abs(cost):.1f} points {'less' if cost >= 0 else 'more'} on val"
+        )
+    print(f"{task.name}: {', '.join(parts)}\n{path}" + (f"\n{picture}" if picture else ""))

@@ -1,0 +1,58 @@
+"""Results on stdout: JSON, and tables for people."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+MANY = 500
+"""Rows of a table that rich would take seconds to lay out."""
+WIDTH = 200
+"""Columns of a table where stdout is no terminal."""
+
+
+def print_json(value: Any) -> None:
+    """Print a value as JSON, in ASCII: valid whatever the encoding of stdout."""
+    print(json.dumps(value, indent=2))
+
+
+def print_table(
+    columns: Sequence[str], rows: Sequence[Sequence[str]], header: bool = True, title: str = ""
+) -> None:
+    """Print rows of text under their columns; on a terminal, long cells are broken into lines."""
+    if len(rows) > MANY:
+        _print_plain([columns, *rows])
+        return
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    console = Console(soft_wrap=False)
+    table = Table(
+        box=None,
+        pad_edge=False,
+        show_header=header,
+        header_style="bold",
+        title=title or None,
+        title_justify="left",
+        title_style="bold",
+    )
+    for column in columns:
+        table.add_column(column, overflow="fold")
+    for row in rows:
+        table.add_row(*(escape(cell) for cell in row))
+    if not console.is_terminal:
+        console.width = WIDTH
+    console.print(table, highlight=False)
+
+
+def _print_plain(lines: Sequence[Sequence[str]]) -> None:
+    """Print lines of cells, each column as wide as its longest cell."""
+    from rich.cells import cell_len
+
+    widths = [max(map(cell_len, cells)) for cells in zip(*lines, strict=True)]
+    for line in lines:
+        cells = zip(line, widths, strict=True)
+        padded = (cell + " " * (width - cell_len(cell)) for cell, width in cells)
+        print("  ".join(padded).rstrip())

@@ -1,0 +1,70 @@
+"""What the tests of the command line share."""
+
+import json
+import os
+import resource
+import sys
+from contextlib import contextmanager
+from pathlib import Path
+
+from ksm.bank.index import NAME
+
+TESTS = Path(__file__).parents[1]
+TINY = ["--backbone", "conftest:tiny"]
+
+
+FAST = [*TINY, "--size", "32", "--epochs", "1"]
+
+
+def parsed(found):
+    """stdout as strict JSON: neither NaN nor anything before or after it."""
+
+    def no_constant(name):
+        raise AssertionError(f"{name} is not JSON")
+
+    return json.loads(found.out, parse_constant=no_constant)
+
+
+def files(folder):
+    """What is in a folder, but for a bank's index, which is a cache."""
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file() and path.name != NAME
+    }
+
+
+def spoil(folder):
+    (folder / "zero.png").touch()
+    (folder / "text.jpg").write_text("no image")
+    whole = (folder / "0.png").read_bytes()
+    (folder / "half.png").write_bytes(whole[: len(whole) // 2])
+    (folder / "bomb.png").write_bytes(whole[:16] + b"\0\0\xff\xff" * 2 + whole[24:])
+    return 4
+
+
+def damage(path, how):
+    content = path.read_bytes()
+    wrecks = {"truncated": content[: len(content) // 2], "zero": b"", "text": b"no task"}
+    path.write_bytes(wrecks[how])
+
+
+def command(*arguments):
+    return [str(Path(sys.executable).with_name("ksm")), *map(str, arguments)]
+
+
+def environment():
+    """The environment of a process that finds the tests' own modules."""
+    paths = [str(TESTS), *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1"}
+
+
+@contextmanager
+def no_file_longer_than(size):
+    """A limit that the kernel itself enforces, as it does a full disk."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
