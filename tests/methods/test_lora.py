@@ -12,7 +12,7 @@ from ksm import Bank, KsmError, LoRA, Task, Training, add_task, learn, parameter
 from ksm.bank.taskfile import pack
 from ksm.core.backbone import fingerprint
 from ksm.methods import make
-from ksm.methods._masked import parts_of
+from ksm.methods import parametrizations
 from ksm.methods.lora import Adapter
 from ksm.task import restore, snapshot
 
@@ -75,7 +75,7 @@ def trained(backbone, method=None, steps=3):
 
 
 def adapters(model):
-    return dict(parts_of(model, Adapter))
+    return dict(parametrizations(model, Adapter))
 
 
 @pytest.mark.parametrize("name", BACKBONES)
