@@ -42,6 +42,7 @@ def write_gates(folder, name="gates"):
     folder.mkdir(parents=True, exist_ok=True)
     (folder / f"{name}.py").write_text(blocks[0])
 
+
 CLASSES = ("grüne Äpfel", "猫", "red")
 
 

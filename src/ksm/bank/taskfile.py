@@ -209,9 +209,7 @@ def _method_of(meta: Mapping[str, Any], name: str) -> Method:
     from ksm.methods.registry import UnknownMethod, stored_method
 
     try:
-        return stored_method(
-            meta["method"], meta.get("method_from"), meta.get("method_package")
-        )
+        return stored_method(meta["method"], meta.get("method_from"), meta.get("method_package"))
     except UnknownMethod as error:
         raise UnknownMethod(f"task {name!r} needs {error}") from None
 

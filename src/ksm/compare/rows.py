@@ -51,9 +51,7 @@ from stride 16 on; `ksm-everywhere` masks all layers, with 16 levels, as before 
 `ksm-everywhere` did, in every layer the same."""
 
 
-def rows_named(
-    names: str | Sequence[str], known: Mapping[str, Row] = ROWS
-) -> tuple[Row, ...]:
+def rows_named(names: str | Sequence[str], known: Mapping[str, Row] = ROWS) -> tuple[Row, ...]:
     """Return the rows that a user asks for, each once.
 
     A row is one of `known`, or the name of a method, or `package.module:Class` of a method from

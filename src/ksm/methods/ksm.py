@@ -139,7 +139,9 @@ class KSM(Scored):
             layer: Any = model.get_submodule(name)
             frozen = layer.parametrizations.weight.original
             members.append(
-                kernels.Member(layer, frozen, each.score, each.temperature, each.units, each.is_exact)
+                kernels.Member(
+                    layer, frozen, each.score, each.temperature, each.units, each.is_exact
+                )
             )
             each.member = members[-1]
         try:
