@@ -14,7 +14,10 @@ from ksm.methods import make, method_class, registry
 from ksm.methods.registry import check_loadable, package_of, source_of, stored_method
 from making import forgotten, write_gates
 
-BUILT_IN = ["bn", "cpg", "finetune", "ksm", "lora", "packnet", "piggyback", "probe", "random-mask", "scratch"]  # fmt: skip
+BUILT_IN = [
+    "bn", "cpg", "finetune", "ksm", "lora", "packnet", "piggyback", "probe", "random-mask",
+    "scratch",
+]  # fmt: skip
 SIMPLE = """
 from dataclasses import dataclass
 
@@ -110,7 +113,8 @@ def test_references_that_lead_nowhere(folder):
 def test_learning_by_a_reference(folder, colours, backbone):
     write_gates(folder)
     training = ksm.Training(epochs=2, batch=16)
-    task = ksm.learn(backbone, colours, name="t", method="gates:ChannelGate", training=training, size=32)  # fmt: skip
+    by = {"method": "gates:ChannelGate", "training": training, "size": 32}
+    task = ksm.learn(backbone, colours, name="t", **by)
     assert task.method.name == "channel-gate" and task.record["epochs"] == 2
     model = ksm.add_task(backbone, 3, method="gates:ChannelGate")
     assert model.stem.parametrizations.weight[0].factor.shape == (8, 1, 1, 1)
@@ -207,8 +211,8 @@ def test_an_entry_point_whose_module_registers_itself(folder):
 def test_entry_points_that_lead_nowhere(folder):
     (folder / "broken.py").write_text("1 / 0\n")
     write(folder, "mine", name="outside")
-    entries = {"broken": "broken:X", "gone": "gone:X", "renamed": "mine:Outside", "dict": "builtins:dict"}  # fmt: skip
-    install(folder, "ksm-odd", entries)
+    entries = {"broken": "broken:X", "gone": "gone:X"}
+    install(folder, "ksm-odd", {**entries, "renamed": "mine:Outside", "dict": "builtins:dict"})
     refused(lambda: make("broken"), "method 'broken' of broken:X: division by zero")
     refused(lambda: make("gone"), "method 'gone' of gone:X: No module named 'gone'")
     refused(lambda: make("renamed"), "'renamed' is of mine:Outside, whose name is 'outside'")

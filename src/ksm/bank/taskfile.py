@@ -21,7 +21,6 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
-import re
 import struct
 import threading
 from collections.abc import Mapping
@@ -34,6 +33,7 @@ import zstandard
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import load, save
 
+from ksm.bank.method import PART, check_parts, check_source, method_of, source_of
 from ksm.core.atomic import write_atomically
 from ksm.errors import KsmError
 
@@ -45,13 +45,7 @@ FORMAT = 2
 SUFFIX = ".safetensors"
 LARGEST = 16
 """How far a task's network may have grown, in sizes of the backbone."""
-PART = re.compile(r"[a-z][a-z0-9_-]{0,31}")
-"""A part's name: of the table above, or a method's own."""
 PARTS = ("mask", "norm", "head", "weights")
-_SOURCE = {
-    "method_from": re.compile(r"[\w.]{1,200}:[\w.<>]{1,200}"),
-    "method_package": re.compile(r"[\w.-]{1,100}==[\w.!+-]{1,100}"),
-}
 UNPACKED = 2**33
 """Bytes that a part may have when it is unpacked: a damaged frame can claim any number."""
 _LEVEL = {"mask": 19}
@@ -118,7 +112,7 @@ class Packed:
         """
         meta = self.header()
         head, classes = meta["backbone"]["head"], len(meta["classes"])
-        return Use(_method_of(meta, meta["name"]), head, classes, meta.get("grown", 1.0))
+        return Use(method_of(meta, meta["name"]), head, classes, meta.get("grown", 1.0))
 
     def unpack(self, part: str) -> bytes:
         """What is in the frame of a part; for tensors, safetensors.
@@ -144,7 +138,7 @@ def pack(task: Task) -> Packed:
     """
     from safetensors.torch import save as save_tensors
 
-    _check_parts(task)
+    check_parts(task)
 
     def packed(part: str, content: bytes) -> bytes:
         return zstandard.ZstdCompressor(_LEVEL.get(part, 3)).compress(content)
@@ -156,7 +150,7 @@ def pack(task: Task) -> Packed:
         "name": task.name,
         "classes": list(task.classes),
         "method": task.method.settings(),
-        **_origin_of(task.method),
+        **source_of(task.method),
         "backbone": {**asdict(task.backbone), "fingerprint": task.fingerprint},
         "bytes": {part: len(parts.get(part, b"")) for part in dict.fromkeys([*PARTS, *parts])},
         "record": record,
@@ -170,48 +164,6 @@ def pack(task: Task) -> Packed:
         parts["history"] = packed("history", json.dumps(task.record["history"]).encode())
     meta = json.loads(json.dumps(meta))
     return _signed(meta, parts)
-
-
-def _check_parts(task: Task) -> None:
-    from ksm.methods import RESERVED
-
-    for key in task.tensors:
-        part = "" if key.startswith("own/") else task.method.part_of(key)
-        if part in RESERVED or (part and not PART.fullmatch(part)):
-            raise KsmError(
-                f"method {task.method.name!r} stores the tensor {key!r} in the part {part!r} of a "
-                "task file: expected a part of its own, of letters a-z, digits, '-' and '_', and "
-                f"not {', '.join(RESERVED)}"
-            )
-
-
-def _origin_of(method: Method) -> dict[str, str]:
-    """What a file's JSON says of where a method from outside comes from."""
-    from ksm.methods.registry import package_of, source_of
-
-    kind = type(method)
-    source = source_of(kind)
-    package = None if source is None else package_of(kind)
-    found = {"method_from": source, "method_package": package}
-    return {key: value for key, value in found.items() if value is not None}
-
-
-def _method_of(meta: Mapping[str, Any], name: str) -> Method:
-    """The method of a file's JSON.
-
-    Args:
-        name: of the task, for the error.
-
-    Raises:
-        UnknownMethod: it comes from outside, and is not known here.
-        KsmError: the settings are not the method's.
-    """
-    from ksm.methods.registry import UnknownMethod, stored_method
-
-    try:
-        return stored_method(meta["method"], meta.get("method_from"), meta.get("method_package"))
-    except UnknownMethod as error:
-        raise UnknownMethod(f"task {name!r} needs {error}") from None
 
 
 def _signed(meta: Mapping[str, Any], parts: dict[str, bytes]) -> Packed:
@@ -288,9 +240,7 @@ def check_header(meta: Any, path: Path) -> None:
         raise KsmError(f"{path} is damaged: expected a name and a digest for each earlier task")
     if not isinstance(grown, int | float) or not 1 <= grown <= LARGEST:
         raise KsmError(f"{path} is damaged: grown is {grown}, expected 1 to {LARGEST}")
-    for key, form in _SOURCE.items():
-        if key in meta and not (isinstance(meta[key], str) and form.fullmatch(meta[key])):
-            raise KsmError(f"{path} is damaged: its {key!r} is none: {meta[key]!r}")
+    check_source(meta, path)
     if not all(isinstance(name, str) for name in meta["classes"]):
         raise KsmError(f"{path} is damaged: expected text for each of its classes")
 
@@ -372,7 +322,7 @@ def unpack(packed: Packed, path: Path) -> tuple[Task, list[tuple[str, str]]]:
         task = Task(
             name=meta["name"],
             classes=tuple(meta["classes"]),
-            method=_method_of(meta, path.name.removesuffix(SUFFIX)),
+            method=method_of(meta, path.name.removesuffix(SUFFIX)),
             backbone=Description(backbone["name"], backbone["head"], Preprocess(**prepare)),
             fingerprint=backbone["fingerprint"],
             tensors=tensors,

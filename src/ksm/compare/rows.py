@@ -110,7 +110,8 @@ def _method_row(base: str, known: Mapping[str, Row]) -> Row:
     elif not colon:
         raise KsmError(
             f"no row {base!r}: expected one of {', '.join(known)}; or a method "
-            f"({', '.join(registry.names())}, package.module:Class); with settings as ksm:pointwise=4"
+            f"({', '.join(registry.names())}, package.module:Class); settings are written as in "
+            "ksm:pointwise=4"
         )
     kind = method_class(base)
     source = registry.source_of(kind)
