@@ -16,7 +16,8 @@ import torch
 from torch import nn
 
 from ksm import Method, Task, add_task
-from ksm.methods._masked import ScoreMask, parts_of
+from ksm.methods import parametrizations
+from ksm.methods._masked import ScoreMask
 
 OFF = 0.34
 """Share of units that are off in masks that stand for trained ones: what ksm turns off on the five
@@ -66,7 +67,7 @@ def over(times: Sequence[float], rival: Sequence[float]) -> str:
 def untrained(backbone: nn.Module, name: str, method: Method, classes: int = 8) -> Task:
     """A task with random masks of the share `OFF`, for sizes and times alone."""
     model = add_task(backbone, classes, method=method)
-    for _, mask in parts_of(model, ScoreMask):
+    for _, mask in parametrizations(model, ScoreMask):
         nn.init.normal_(mask.score, 5e-3 + 0.412 * 5e-3, 5e-3)  # P(score < 5e-3) = OFF
     theirs = {tensor.data_ptr() for tensor in backbone.state_dict().values()}
     for key, tensor in model.state_dict().items():

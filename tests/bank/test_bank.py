@@ -5,9 +5,7 @@ import errno
 import json
 import os
 import random
-import resource
 import struct
-from contextlib import contextmanager
 
 import pytest
 import torch
@@ -15,46 +13,16 @@ import zstandard
 from safetensors.numpy import load_file
 from safetensors.torch import save as safetensors_bytes
 
-from conftest import PREPROCESS, tiny
-from ksm import Bank, KsmError, Task, add_task
+from conftest import tiny
+from ksm import Bank, KsmError
 from ksm.bank.taskfile import FORMAT, Packed, _signed, content_of, pack, read, read_header, write
 from ksm.methods import make, registry
-
-CLASSES = ("grüne Äpfel", "猫", "red")
-
-
-def made(name="colours", method="ksm", seed=0):
-    backbone = tiny()
-    torch.manual_seed(seed)
-    model = add_task(backbone, 3, method=method)
-    for parameter in model.parameters():
-        if parameter.requires_grad:
-            torch.nn.init.normal_(parameter, 5e-3, 1e-2)
-    return Task.of(
-        model,
-        name,
-        CLASSES,
-        preprocess=PREPROCESS,
-        record={"note": "some words"},
-        metrics={"val": {"accuracy": 0.5, "images": 8}},
-    )
+from making import CLASSES, made, no_file_longer_than, same
 
 
 @pytest.fixture
 def bank(tmp_path):
     return Bank(tmp_path / "bank")
-
-
-def same(one, two):
-    plain = [dataclasses.replace(task, tensors={}) for task in (one, two)]
-    return (
-        plain[0] == plain[1]
-        and one.tensors.keys() == two.tensors.keys()
-        and all(
-            t.dtype == two.tensors[k].dtype and torch.equal(t, two.tensors[k])
-            for k, t in one.tensors.items()
-        )
-    )
 
 
 def refused(call, *told):
@@ -174,17 +142,6 @@ def test_an_existing_name_needs_force(bank):
     assert path.read_bytes() == before
     bank.save(made(seed=1), force=True)
     assert same(bank.load("colours"), made(seed=1)) and path.read_bytes() != before
-
-
-@contextmanager
-def no_file_longer_than(size):
-    """A limit that the kernel itself enforces, as it does a full disk."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 @pytest.mark.parametrize("size", [0, 1, 2000])

@@ -4,12 +4,12 @@ import json
 import os
 
 import pytest
-from test_bank import made
 
 import ksm.bank.index
 from ksm import Bank
 from ksm.bank.index import NAME
 from ksm.cli import _print_table
+from making import made
 
 
 @pytest.fixture
@@ -106,7 +106,7 @@ def test_a_folder_that_cannot_be_written_to_does_without(bank, monkeypatch):
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("ksm.bank.taskfile.os.fsync", full)
+    monkeypatch.setattr("ksm.core.atomic.os.fsync", full)
     assert list(bank.headers()[0]) == ["a", "b"]
     assert not (bank.folder / NAME).exists()
 

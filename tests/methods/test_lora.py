@@ -11,8 +11,7 @@ from conftest import PREPROCESS
 from ksm import Bank, KsmError, LoRA, Task, Training, add_task, learn, parameter_groups
 from ksm.bank.taskfile import pack
 from ksm.core.backbone import fingerprint
-from ksm.methods import make
-from ksm.methods._masked import parts_of
+from ksm.methods import make, parametrizations
 from ksm.methods.lora import Adapter
 from ksm.task import restore, snapshot
 
@@ -75,7 +74,7 @@ def trained(backbone, method=None, steps=3):
 
 
 def adapters(model):
-    return dict(parts_of(model, Adapter))
+    return dict(parametrizations(model, Adapter))
 
 
 @pytest.mark.parametrize("name", BACKBONES)

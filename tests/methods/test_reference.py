@@ -29,7 +29,9 @@ from ksm.methods.piggyback import Piggyback
 from ksm.methods.random_mask import RandomMask
 from ksm.methods.scratch import Scratch
 from ksm.task import restore, snapshot
-from ksm.train.loop import fit, tenths
+from ksm.train.loop import fit
+from ksm.train.objective import Classification
+from ksm.train.schedule import tenths
 
 CLASSES = ("a", "b", "c")
 NEAR = {"rtol": 1e-6, "atol": 1e-8}
@@ -828,7 +830,7 @@ def test_a_learned_cpg_task_that_misses_its_goal_is_grown_and_reloads(
     colours, tmp_path, monkeypatch
 ):
     half = {"accuracy": 0.5, "loss": 1.0}  # below the goal, and no worse for compacting
-    monkeypatch.setattr(ksm.train.loop, "evaluate", lambda model, images: half)
+    monkeypatch.setattr(ksm.train.loop, "evaluate", lambda model, images, objective: half)
     backbone, bank = tiny(), Bank(tmp_path / "bank")
     method = CPG(goal=1.0, max_size=2.0, lr=1e-12, weight_lr=1e-12, score_lr=1e-12)
     x, _ = batch(0, torch.float32, 32)
@@ -840,7 +842,7 @@ def test_a_learned_cpg_task_that_misses_its_goal_is_grown_and_reloads(
             colours,
             name=name,
             method=method,
-            training=Training(epochs=3, batch=24, augment="none", settle=0),
+            training=Training(epochs=3, batch=24, augment="none", precise_bn=0),
             size=32,
             earlier=chain,
         )
@@ -963,7 +965,7 @@ def test_piggyback_is_released_as_published():
     method, training = Piggyback.released(), Training.released(Piggyback)
     assert (method.start, method.tau, method.values) == (1e-2, 5e-3, "binary")
     assert (training.epochs, training.batch, training.warmup) == (30, 32, 0)
-    factor = tenths(300, 0, training.drops)
+    factor = tenths(300, 0, training.milestones)
     assert [factor(149), factor(150), factor(299)] == pytest.approx([1, 0.1, 0.1])
 
 
@@ -986,7 +988,7 @@ def test_packnet_is_released_as_published():
     retrain = course.send(outcome(model, 0.5))
     assert retrain.epochs == 10
     assert all(group["lr"] == pytest.approx(1e-4) for group in retrain.groups)
-    factor = tenths(200, 0, training.drops)
+    factor = tenths(200, 0, training.milestones)
     assert [factor(99), factor(100), factor(199)] == pytest.approx([1, 0.1, 0.1])
 
 
@@ -1007,7 +1009,15 @@ def test_packnet_retrains_at_one_rate_as_published(monkeypatch):
     pixels = torch.randint(0, 256, (12, 3, 32, 32), generator=generator, dtype=torch.uint8)
     images = Images([(None, i % 3) for i in range(12)], list(pixels), PREPROCESS)
     monkeypatch.setattr(torch.optim, "SGD", Watched)
-    fit(model, retrain, images, images, training, on_best=lambda record: None)
+    fit(
+        model,
+        retrain,
+        images,
+        images,
+        training,
+        Classification(3),
+        on_best=lambda score, record: None,
+    )
     assert rates == pytest.approx([1e-4] * 10)
 
 
@@ -1026,7 +1036,7 @@ def test_cpg_is_released_as_published():
     kinds = SimpleNamespace(**{name.replace(".", "_"): 1 for name in found})
     assert kinds.conv2_bias and kinds.norm1_weight and kinds.norm2_bias and kinds.fc_weight
     assert (method.start, method.tau, method.compact_lr, training.epochs) == (1e-2, 5e-3, 1.0, 330)
-    factor = tenths(100, 0, training.drops)
+    factor = tenths(100, 0, training.milestones)
     assert [factor(i) for i in (49, 50, 79, 80)] == pytest.approx([1, 0.1, 0.1, 0.01])
 
 
@@ -1034,10 +1044,10 @@ def test_cpg_is_released_as_published():
 
 
 def test_a_penalty_on_the_size_turns_fewer_units_off(colours):
-    training = Training(epochs=6, batch=16, settle=0)
+    training = Training(epochs=6, batch=16, precise_bn=0)
     off = []
     for rate in (0.0, 100.0):
-        method = KSM(score_lr=1e-2, rate=rate)
+        method = KSM(score_lr=1e-2, size_penalty=rate)
         task = learn(tiny(), colours, name="t", method=method, training=training, size=32)
         off.append(task.record["mask"]["off"])
     assert off[1] < 0.5 * off[0]

@@ -10,15 +10,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ksm.bank.index import headers_of
-from ksm.bank.taskfile import digest_of, read_header, read_link, write
+from ksm.bank.taskfile import SUFFIX, digest_of, read_header, read_link, write
 from ksm.core.atomic import reason
 from ksm.core.names import check_name, is_plain, listed
 from ksm.errors import KsmError
 
 if TYPE_CHECKING:
+    from ksm.methods import Method
     from ksm.task import Task
-
-SUFFIX = ".safetensors"
 
 
 class Bank:
@@ -85,14 +84,27 @@ class Bank:
         except OSError as error:
             raise KsmError(f"cannot write to bank {self.folder}: {reason(error)}") from error
 
+    @staticmethod
+    def check_method(method: Method) -> None:
+        """Refuse before any work a method whose tasks could not be loaded again.
+
+        Raises:
+            KsmError: its class is not registered, or its settings do not come back from JSON; the
+                message says how to register it.
+        """
+        from ksm.methods.registry import check_loadable
+
+        check_loadable(method)
+
     def save(self, task: Task, force: bool = False) -> Path:
         """Write the task's file and return its path.
 
         Raises:
-            KsmError: the name is not plain or is taken (unless `force`), the folder or disk
-                cannot take the file, or a task that it builds on is not in the bank; what was
-                there before is still there.
+            KsmError: the name is not plain or is taken (unless `force`), the method could not be
+                loaded again, the folder or disk cannot take the file, or a task that it builds on
+                is not in the bank. What was there before is still there.
         """
+        self.check_method(task.method)
         self.check_free(task.name, force)
         path = self.path(task.name)
         self.check_earlier(task.name, task.earlier)
@@ -117,8 +129,8 @@ class Bank:
         """Read a task. Its name is the file's: who renames the file renames the task.
 
         Raises:
-            KsmError: there is no such task, its file is damaged or of a newer format, or a task
-                that it builds on is gone or was altered.
+            KsmError: there is no such task, its file is damaged or of a newer format, its method
+                is not known here, or a task that it builds on is gone or was altered.
         """
         task, links = read_link(self._existing(name))
         earlier: list[Task] = []

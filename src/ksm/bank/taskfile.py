@@ -6,12 +6,14 @@ key `ksm` JSON that says everything else needed to use it. A part is a zstandard
 | part | what is in the frame |
 |---|---|
 | `mask`, `norm`, `head`, `weights` | the task's tensors of that part, as safetensors |
-| any other name | tensors of a part that the method names itself, as safetensors |
+| any other name | tensors of a part that the method names, as safetensors; see `Method.part_of` |
 | `history` | the records of the epochs, as JSON |
 
-So the bytes of a part are those that it takes on the disk. The JSON's `digest` is the SHA-256 of
-all that the file means (the JSON without it, and each part), so that an altered file is refused.
-Files are written beside their place and renamed into it: a reader finds the old one or the new.
+The length of a part is what it takes on the disk. `digest` in the JSON is the SHA-256 of all other
+JSON and of each part; a file with another digest is refused. `method_from` and `method_package` say
+where a method from outside comes from: `package.module:Class`, and the distribution and its version
+where these are known. Reading a file never imports what it names.
+A file is written beside its place and renamed into it: a reader finds the old one or the new one.
 """
 
 from __future__ import annotations
@@ -19,7 +21,6 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
-import re
 import struct
 import threading
 from collections.abc import Mapping
@@ -32,6 +33,7 @@ import zstandard
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import load, save
 
+from ksm.bank.method import PART, check_parts, check_source, method_of, source_of
 from ksm.core.atomic import write_atomically
 from ksm.errors import KsmError
 
@@ -40,10 +42,9 @@ if TYPE_CHECKING:
     from ksm.task import Task
 
 FORMAT = 2
+SUFFIX = ".safetensors"
 LARGEST = 16
 """How far a task's network may have grown, in sizes of the backbone."""
-PART = re.compile(r"[a-z][a-z0-9_-]{0,31}")
-"""A part's name: of the table above, or a method's own."""
 PARTS = ("mask", "norm", "head", "weights")
 UNPACKED = 2**33
 """Bytes that a part may have when it is unpacked: a damaged frame can claim any number."""
@@ -104,12 +105,14 @@ class Packed:
 
     @functools.cached_property
     def use(self) -> Use:
-        """What using the task takes beside its tensors; parsed once."""
-        from ksm.methods import make
+        """What using the task takes beside its tensors; parsed once.
 
+        Raises:
+            KsmError: the method or a setting of it is not known here.
+        """
         meta = self.header()
         head, classes = meta["backbone"]["head"], len(meta["classes"])
-        return Use(make(**meta["method"]), head, classes, meta.get("grown", 1.0))
+        return Use(method_of(meta, meta["name"]), head, classes, meta.get("grown", 1.0))
 
     def unpack(self, part: str) -> bytes:
         """What is in the frame of a part; for tensors, safetensors.
@@ -128,8 +131,14 @@ class Packed:
 
 
 def pack(task: Task) -> Packed:
-    """A task as its file will hold it."""
+    """Return a task as its file will hold it.
+
+    Raises:
+        KsmError: the method stores tensors in a part that is not its own.
+    """
     from safetensors.torch import save as save_tensors
+
+    check_parts(task)
 
     def packed(part: str, content: bytes) -> bytes:
         return zstandard.ZstdCompressor(_LEVEL.get(part, 3)).compress(content)
@@ -141,6 +150,7 @@ def pack(task: Task) -> Packed:
         "name": task.name,
         "classes": list(task.classes),
         "method": task.method.settings(),
+        **source_of(task.method),
         "backbone": {**asdict(task.backbone), "fingerprint": task.fingerprint},
         "bytes": {part: len(parts.get(part, b"")) for part in dict.fromkeys([*PARTS, *parts])},
         "record": record,
@@ -230,6 +240,7 @@ def check_header(meta: Any, path: Path) -> None:
         raise KsmError(f"{path} is damaged: expected a name and a digest for each earlier task")
     if not isinstance(grown, int | float) or not 1 <= grown <= LARGEST:
         raise KsmError(f"{path} is damaged: grown is {grown}, expected 1 to {LARGEST}")
+    check_source(meta, path)
     if not all(isinstance(name, str) for name in meta["classes"]):
         raise KsmError(f"{path} is damaged: expected text for each of its classes")
 
@@ -276,19 +287,20 @@ def read_packed(path: Path) -> Packed:
 
 
 def unpack(packed: Packed, path: Path) -> tuple[Task, list[tuple[str, str]]]:
-    """A task without those that it builds on, and the names and digests of these.
+    """Return a task without those that it builds on, and the names and digests of these.
 
     Args:
         path: of the file that it comes from, for the errors.
 
     Raises:
+        UnknownMethod: its method comes from outside, and is not known here.
         KsmError: it is damaged, or of another version of ksm.
     """
     from safetensors.torch import load as load_tensors
 
     from ksm.core.backbone import Description
     from ksm.core.preprocess import Preprocess
-    from ksm.methods import make
+    from ksm.methods.registry import UnknownMethod
     from ksm.task import Task
 
     meta = packed.header()
@@ -310,7 +322,7 @@ def unpack(packed: Packed, path: Path) -> tuple[Task, list[tuple[str, str]]]:
         task = Task(
             name=meta["name"],
             classes=tuple(meta["classes"]),
-            method=make(**meta["method"]),
+            method=method_of(meta, path.name.removesuffix(SUFFIX)),
             backbone=Description(backbone["name"], backbone["head"], Preprocess(**prepare)),
             fingerprint=backbone["fingerprint"],
             tensors=tensors,
@@ -320,6 +332,8 @@ def unpack(packed: Packed, path: Path) -> tuple[Task, list[tuple[str, str]]]:
             metrics=meta["metrics"],
         )
         return task, links
+    except UnknownMethod:
+        raise
     except (KsmError, KeyError, TypeError, ValueError) as error:
         raise KsmError(
             f"{path} was written by another version of ksm or is damaged: {error}"

@@ -16,7 +16,8 @@ from typing import Any
 from ksm.bank import Bank
 from ksm.compare.protocol import Domain, Protocol, Row, setup_of
 from ksm.errors import KsmError
-from ksm.methods import make, method_class
+from ksm.methods import method_class
+from ksm.methods.registry import UnknownMethod, stored_method
 from ksm.train.settings import Training
 
 Cell = dict[str, Any]
@@ -107,12 +108,14 @@ def read(path: Path) -> Cell:
     try:
         cell: Cell = json.loads(path.read_text(encoding="utf-8"))
         setup = cell["setup"]
-        setup["method"] = make(**setup["method"]).settings()
+        setup["method"] = stored_method(setup["method"], setup.get("method_from")).settings()
         setup["training"] = dataclasses.asdict(Training.read(setup["training"]))
         tasks = setup["protocol"]["tasks"]
         setup["protocol"]["tasks"] = [dataclasses.asdict(Domain(**task)) for task in tasks]
         cell["setup"] = json.loads(json.dumps(setup))
         return cell
+    except UnknownMethod as error:
+        raise KsmError(f"{path} is of {error}; give it as a row of --methods") from error
     except (OSError, ValueError, KeyError, TypeError, KsmError) as error:
         raise KsmError(f"{path} is damaged or no cell: {error}; remove it") from error
 

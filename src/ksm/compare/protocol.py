@@ -14,6 +14,7 @@ from ksm.data.load import Augment
 from ksm.data.sets import SETS, get
 from ksm.errors import KsmError
 from ksm.methods import make, method_class
+from ksm.methods.registry import source_of
 from ksm.train.settings import Training
 
 
@@ -167,6 +168,7 @@ def setup_of(protocol: Protocol, row: Row, place: int, seed: int) -> dict[str, A
         "row": row.name,
         "recipe": row.recipe,
         "method": method.settings(),
+        **({"method_from": source} if (source := source_of(type(method))) else {}),
         "goal_of": row.goal_of,
         "training": dataclasses.asdict(training_of(protocol, row, place, seed)),
         "seed": seed,

@@ -1,13 +1,18 @@
-"""The rows of the fixed comparisons: methods with settings, by name."""
+"""The rows of comparisons: methods with settings, by name, and as a user writes them."""
 
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import json
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ksm.compare.protocol import Row
+from ksm.core.names import is_plain
 from ksm.errors import KsmError
+from ksm.methods import make, method_class, registry
 
 _EVERYWHERE: Mapping[str, Any] = {"mask_from": None}
 
@@ -49,17 +54,98 @@ COMPARED = ("probe", "bn", "piggyback+bn", "ksm", "finetune")
 """The rows that `ksm compare` has by default."""
 
 
-def rows_named(names: Sequence[str], known: Mapping[str, Row] = ROWS) -> tuple[Row, ...]:
-    """Rows by name, each once.
+def rows_named(names: str | Sequence[str], known: Mapping[str, Row] = ROWS) -> tuple[Row, ...]:
+    """Return the rows that a user asks for, each once.
+
+    A row is one of `known`, or the name of a method, or `package.module:Class` of a method from
+    outside. Settings may follow, each as `:SETTING=VALUE`: they replace those of the row that is
+    known, or the defaults of the method. A value is JSON (`4`, `0.01`, `true`, `["a","b"]`), or
+    else text. The row's name then has the settings too: `ksm:pointwise=4` is `ksm-pointwise-4`.
+
+    Args:
+        names: or a text with commas between them; a comma in brackets is part of a value.
 
     Raises:
-        KsmError: there is no such row.
+        KsmError: there is no such row, method or setting, a value does not fit, or two different
+            rows would have the same name.
     """
-    wanted = dict.fromkeys(name.strip() for name in names)
-    for name in wanted:
-        if name not in known:
-            raise KsmError(f"no row {name!r}: expected one of {', '.join(known)}")
-    return tuple(known[name] for name in wanted)
+    if isinstance(names, str):
+        names = re.split(r",(?![^\[]*\])", names)
+    found: dict[str, Row] = {}
+    for text in names:
+        row = _row(text.strip(), known)
+        if row != found.setdefault(row.name, row) or row != known.get(row.name, row):
+            raise KsmError(f"row {text.strip()!r}: another row has its name {row.name!r}")
+    return tuple(found.values())
+
+
+def _row(text: str, known: Mapping[str, Row]) -> Row:
+    base, *pieces = re.split(r":(?=[A-Za-z_]\w*=)", text)
+    row = known.get(base) or _method_row(base, known)
+    if not pieces:
+        return row
+    kind = method_class(row.method)
+    given: dict[str, Any] = {}
+    for piece in pieces:
+        key, _, value = piece.partition("=")
+        key = kind.renamed.get(key, key)
+        if key in given:
+            raise KsmError(f"row {text!r}: {key} is given twice")
+        given[key] = _value(value)
+    try:
+        method = make(row.method, row.recipe, **{**row.settings, **given})
+    except KsmError as error:
+        raise KsmError(f"row {text!r}: {error}") from error
+    used = {key: getattr(method, key) for key in sorted(given)}  # 1 and 1.0 are one setting
+    front = row.name.replace("+", "-")
+    name = "-".join([front, *(f"{key}-{_slug(value)}" for key, value in used.items())])
+    if not is_plain(name):  # it is too long
+        name = f"{front}-{_short(used)}"
+    return dataclasses.replace(row, name=name, settings={**row.settings, **used})
+
+
+def _method_row(base: str, known: Mapping[str, Row]) -> Row:
+    """The row of a method with its defaults."""
+    front, colon, rest = base.partition(":")
+    if front in known or front in registry.names():
+        if colon:
+            raise KsmError(f"row {base!r}: expected {front}:SETTING=VALUE, not {rest!r}")
+    elif not colon:
+        raise KsmError(
+            f"no row {base!r}: expected one of {', '.join(known)}; or a method "
+            f"({', '.join(registry.names())}, package.module:Class); settings are written as in "
+            "ksm:pointwise=4"
+        )
+    kind = method_class(base)
+    source = registry.source_of(kind)
+    if source is not None and ("<" in source or source.startswith("__main__:")):
+        raise KsmError(
+            f"row {base!r}: each cell is a process of its own, which cannot import {source}: put "
+            "the class at the top of a module"
+        )
+    return Row(kind.name, source or kind.name)
+
+
+def _value(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return text
+
+
+def _slug(value: Any) -> str:
+    """A setting's value as part of a name: as it is where only it can be written so, else a
+    number made from it."""
+    if isinstance(value, str):
+        clear = re.fullmatch(r"\w[\w.]*", value) is not None and _value(value) == value
+        return value if clear else _short(value)
+    plain = value is None or isinstance(value, bool | int | float)
+    return json.dumps(value).replace("+", "") if plain else _short(value)
+
+
+def _short(value: Any) -> str:
+    """Eight digits of a value's hash."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:8]
 
 
 def _variants(method: str, base: dict[str, Any], *changes: dict[str, Any]) -> list[Row]:

@@ -61,7 +61,7 @@ class Engine:
         else:
             found = _used(read_packed(Path(task)))
             meta = found.header()
-            name, head = Path(task).stem, meta["backbone"]["head"]
+            name, head = Path(task).stem, found.use.head  # an unknown method is refused now
             printed = meta["backbone"]["fingerprint"]
             if meta.get("earlier"):
                 raise KsmError(f"{task} builds on other tasks: add bank.load({name!r})")

@@ -9,14 +9,14 @@ from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import parametrize
 
 from ksm.core.clone import own_norms
 from ksm.core.pack import pack
-from ksm.core.units import Granularity, Units, can_mask, units_of
+from ksm.core.units import Granularity, Units, units_of
 from ksm.core.unpacking import Unpacking
 from ksm.errors import KsmError
-from ksm.methods._method import Method, Tensors, hold_trunk, matches, others, trunk
+from ksm.methods._layers import hold_trunk, others, parametrizations, parametrize_weights
+from ksm.methods._method import Method, Tensors
 
 Norms = Literal["task", "frozen"]
 
@@ -62,10 +62,7 @@ class Masked(Method):
     def attach(self, model: nn.Module, head: str, earlier: Sequence[Tensors] = ()) -> Iterable[str]:
         outside = hold_trunk(model, self.mask_from) | {head}
         owned = list(own_norms(model, outside)) if self.norms == "task" else []
-        for module in targets(model, outside, self).values():
-            parametrize.register_parametrization(
-                module, "weight", self.mask_of(module), unsafe=True
-            )
+        parametrize_weights(self.layers(model, head), self.mask_of)
         return owned
 
     @torch.no_grad()
@@ -88,10 +85,6 @@ class Masked(Method):
             weights += math.prod(mask.units.weight)
             off += int(mask.off().sum())
         return {"layers": layers, "weights": weights, "units": units, "off": off / units}
-
-    def layers(self, model: nn.Module, head: str) -> dict[str, nn.Module]:
-        """The layers with a mask, by name."""
-        return targets(model, trunk(model, self.mask_from) | {head}, self)
 
     @torch.no_grad()
     def folded(
@@ -126,7 +119,7 @@ class Scored(Masked):
             raise KsmError(f"start {self.start}: expected a finite number")
 
     def groups(self, model: nn.Module, head: str) -> list[dict[str, Any]]:
-        scores = [mask.score for _, mask in parts_of(model, ScoreMask)]
+        scores = [mask.score for _, mask in parametrizations(model, ScoreMask)]
         return [
             {"params": others(model, scores), "lr": self.lr},
             {"params": scores, "lr": self.score_lr},
@@ -168,46 +161,9 @@ class ScoreMask(LayerMask):
         self.score = nn.Parameter(scores)
 
 
-def targets(model: nn.Module, outside: frozenset[str], method: Method) -> dict[str, nn.Module]:
-    """The layers that get a mask, by name.
-
-    Args:
-        method: says which, by `target_modules`.
-
-    Raises:
-        KsmError: there are none, or one is parametrized already.
-    """
-    wanted: str | tuple[str, ...] | None = getattr(method, "target_modules", None)
-    found = {
-        name: module
-        for name, module in model.named_modules()
-        if can_mask(module) and name not in outside and matches(name, wanted)
-    }
-    if not found:
-        raise KsmError(
-            f"no layer to mask: target_modules {wanted!r} with mask_from {method.mask_from!r} "
-            f"fits no convolution or Linear of {type(model).__name__}"
-        )
-    for name, module in found.items():
-        if parametrize.is_parametrized(module, "weight"):
-            raise KsmError(
-                f"the weight of {name} is parametrized already: fold it into a plain weight, "
-                "or leave the layer out with target_modules"
-            )
-    return found
-
-
-def parts_of(model: nn.Module, kind: type[nn.Module]) -> Iterator[tuple[str, Any]]:
-    """Parametrizations of `kind` in a task model under training, with the names of their layers."""
-    suffix = ".parametrizations.weight.0"
-    for name, module in model.named_modules():
-        if isinstance(module, kind):
-            yield name.removesuffix(suffix), module
-
-
 def layer_masks(model: nn.Module) -> Iterator[tuple[str, LayerMask]]:
     """The masks of a task model under training, with the names of their layers."""
-    yield from parts_of(model, LayerMask)
+    yield from parametrizations(model, LayerMask)
 
 
 def check_norms(norms: str) -> None:

@@ -20,7 +20,7 @@ from torch.nn.utils import parametrize
 from ksm.core.pack import pack, unpack
 from ksm.core.widen import original_shape
 from ksm.errors import KsmError
-from ksm.methods._masked import parts_of
+from ksm.methods._layers import parametrizations
 from ksm.methods._method import Method, Tensors
 
 
@@ -257,7 +257,7 @@ def own_weights(
 
 def owned_weights(model: nn.Module) -> Iterator[tuple[str, OwnedWeight]]:
     """The owned weights of a task model under training, with the names of their layers."""
-    yield from parts_of(model, OwnedWeight)
+    yield from parametrizations(model, OwnedWeight)
 
 
 def _by_layer(tensors: Mapping[str, Tensor], kind: str) -> dict[str, dict[str, Tensor]]:

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from ksm.core.clone import own, own_norms
 from ksm.core.widen import size_of
 from ksm.errors import KsmError
-from ksm.methods._masked import targets
-from ksm.methods._method import Course, Grow, Phase, Tensors, hold_trunk, others
+from ksm.methods._layers import hold_trunk, others
+from ksm.methods._method import Course, Grow, Phase, Tensors
 from ksm.methods._owned import Full, OwnedWeight, Owning, own_weights, owned_weights
 
 LADDER = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95)
@@ -76,7 +76,7 @@ class CPG(Owning):
     def attach(self, model: nn.Module, head: str, earlier: Sequence[Tensors] = ()) -> Iterable[str]:
         outside = hold_trunk(model, self.mask_from) | {head}
         owned = list(own_norms(model, outside))
-        layers = targets(model, outside, self)
+        layers = self.layers(model, head)
         try:
             own_weights(model, layers, earlier, self.base, self.start, self.tau)
         except Full:

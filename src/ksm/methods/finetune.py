@@ -10,7 +10,8 @@ from torch import nn
 
 from ksm.core.clone import is_norm, own
 from ksm.errors import KsmError
-from ksm.methods._method import Method, Tensors, hold_trunk, others
+from ksm.methods._layers import hold_trunk, others
+from ksm.methods._method import Method, Tensors
 
 
 @dataclass(frozen=True)

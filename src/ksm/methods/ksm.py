@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from ksm import kernels, mask
 from ksm.core.units import GRANULARITIES, Granularity, Units, units_of
 from ksm.errors import KsmError
-from ksm.methods._masked import LayerMask, Scored, ScoreMask, parts_of
+from ksm.methods._layers import parametrizations
+from ksm.methods._masked import LayerMask, Scored, ScoreMask
 from ksm.methods._method import Course, Phase, Tensors
 
 
@@ -106,7 +107,7 @@ class KSM(Scored):
         return units_of(layer, self.granularity, self.pointwise)
 
     def phases(self, model: nn.Module, head: str, epochs: int) -> Course:
-        masks = [mask for _, mask in parts_of(model, SoftMask)]
+        masks = [mask for _, mask in parametrizations(model, SoftMask)]
         weights = sum(math.prod(each.units.weight) for each in masks)
 
         def before_step(share: float) -> None:
@@ -134,12 +135,13 @@ class KSM(Scored):
             yield
             return
         members: list[kernels.Member] = []
-        for name, each in parts_of(model, SoftMask):
+        for name, each in parametrizations(model, SoftMask):
             layer: Any = model.get_submodule(name)
             frozen = layer.parametrizations.weight.original
-            exact = partial(lambda mask: not mask.is_rounded(), each)
             members.append(
-                kernels.Member(layer, frozen, each.score, each.temperature, each.units, exact)
+                kernels.Member(
+                    layer, frozen, each.score, each.temperature, each.units, each.is_exact
+                )
             )
             each.member = members[-1]
         try:
@@ -153,7 +155,7 @@ class KSM(Scored):
             ):
                 yield
         finally:
-            for _, each in parts_of(model, SoftMask):
+            for _, each in parametrizations(model, SoftMask):
                 each.member = None
 
     def mask_of(self, layer: nn.Module) -> LayerMask:
@@ -171,8 +173,8 @@ class KSM(Scored):
     def extra(self, model: nn.Module) -> dict[str, Tensor]:
         if not self.learn_alpha:
             return {}
-        alphas = [each.alpha.detach() for _, each in parts_of(model, SoftMask)]
-        return {"mask/alpha": torch.stack(alphas)}
+        alphas = [torch.as_tensor(each.alpha) for _, each in parametrizations(model, SoftMask)]
+        return {"mask/alpha": torch.stack(alphas).detach()}
 
 
 @functools.lru_cache(maxsize=64)
@@ -224,6 +226,10 @@ class SoftMask(ScoreMask):
             noise=mask.gumbel_noise(self.score) if noisy else None,
             values=self.method.level_values if self.is_rounded() else None,
         )
+
+    def is_exact(self) -> bool:
+        """Return whether the mask is not rounded; see `is_rounded`."""
+        return not self.is_rounded()
 
     def is_rounded(self) -> bool:
         """Whether the mask has the values that a task file tells apart."""

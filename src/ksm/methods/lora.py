@@ -14,8 +14,9 @@ from torch.nn.utils import parametrize
 
 from ksm.core.clone import own_norms
 from ksm.errors import KsmError
-from ksm.methods._masked import Norms, check_norms, parts_of, targets
-from ksm.methods._method import Method, Tensors, hold_trunk, others, trunk
+from ksm.methods._layers import hold_trunk, others, parametrizations
+from ksm.methods._masked import Norms, check_norms
+from ksm.methods._method import Method, Tensors
 
 
 @dataclass(frozen=True)
@@ -55,12 +56,12 @@ class LoRA(Method):
             raise KsmError(f"scale {self.scale}: expected a number greater than 0")
 
     def layers(self, model: nn.Module, head: str) -> dict[str, nn.Module]:
-        """The layers that get an adapter, by name.
+        """Return the layers that get an adapter, by qualified name.
 
         Raises:
             KsmError: there are none.
         """
-        wanted = targets(model, trunk(model, self.mask_from) | {head}, self)
+        wanted = super().layers(model, head)
         found = {name: layer for name, layer in wanted.items() if _can_adapt(layer)}
         if not found:
             raise KsmError(
@@ -79,7 +80,7 @@ class LoRA(Method):
         return list(own_norms(model, outside)) if self.norms == "task" else []
 
     def groups(self, model: nn.Module, head: str) -> list[dict[str, Any]]:
-        adapters = [p for _, each in parts_of(model, Adapter) for p in each.parameters()]
+        adapters = [p for _, each in parametrizations(model, Adapter) for p in each.parameters()]
         return [
             {"params": others(model, adapters), "lr": self.lr},
             {"params": adapters, "lr": self.adapter_lr},
@@ -88,7 +89,7 @@ class LoRA(Method):
     def pack(self, model: nn.Module) -> dict[str, Tensor]:
         return {
             f"adapter/{name}/{key}": tensor
-            for name, each in parts_of(model, Adapter)
+            for name, each in parametrizations(model, Adapter)
             for key, tensor in each.named_parameters()
         }
 
@@ -145,7 +146,7 @@ def _can_adapt(layer: nn.Module) -> bool:
 
 def _adapters(layers: Sequence[nn.Module], rank: int) -> list[tuple[Tensor, Tensor]]:
     """PEFT's fresh `A` and `B` for each layer, float32, on its device; see `adapted`."""
-    from ksm import _torchvision as _torchvision  # peft imports torchvision
+    from ksm.core import _torchvision as _torchvision  # peft imports torchvision
 
     try:
         from peft import LoraConfig, inject_adapter_in_model

@@ -10,8 +10,9 @@ from torch import nn
 
 from ksm.core.clone import own_norms
 from ksm.errors import KsmError
-from ksm.methods._masked import Norms, check_norms, targets
-from ksm.methods._method import Course, Phase, Tensors, hold_trunk, others
+from ksm.methods._layers import hold_trunk, others
+from ksm.methods._masked import Norms, check_norms
+from ksm.methods._method import Course, Phase, Tensors
 from ksm.methods._owned import Owning, own_weights, owned_weights
 
 
@@ -51,7 +52,7 @@ class PackNet(Owning):
     def attach(self, model: nn.Module, head: str, earlier: Sequence[Tensors] = ()) -> Iterable[str]:
         outside = hold_trunk(model, self.mask_from) | {head}
         owned = list(own_norms(model, outside)) if self.norms == "task" else []
-        own_weights(model, targets(model, outside, self), earlier, self.base)
+        own_weights(model, self.layers(model, head), earlier, self.base)
         return owned
 
     def groups(self, model: nn.Module, head: str) -> list[dict[str, Any]]:

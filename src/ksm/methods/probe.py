@@ -6,7 +6,8 @@ from typing import ClassVar
 
 from torch import nn
 
-from ksm.methods._method import Method, Tensors, hold_trunk
+from ksm.methods._layers import hold_trunk
+from ksm.methods._method import Method, Tensors
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 A built-in method is a file of this folder. A method from outside is found by an entry point of the
 group `ksm.methods`, by `package.module:Class` where the user gives that, or by `register_method`.
-Nothing is imported because a task file names it.
+A file that names `package.module:Class` never makes that module be imported.
 """
 
 from __future__ import annotations
@@ -10,13 +10,16 @@ from __future__ import annotations
 import dataclasses
 import functools
 import importlib
+import json
+import operator
 import os
 import pkgutil
 import sys
 from collections.abc import Mapping
-from importlib.metadata import EntryPoint, entry_points
+from importlib.metadata import EntryPoint, entry_points, packages_distributions, version
 from typing import Any, TypeVar
 
+from ksm.core.names import is_plain
 from ksm.errors import KsmError
 from ksm.methods._method import Method
 
@@ -28,26 +31,22 @@ _registered: dict[str, type[Method]] = {}
 
 
 def register_method(kind: Kind) -> Kind:
-    """Make a method known by its name in this process; also a decorator.
+    """Make a method known by its name in this process. Also a decorator, written above
+    `@dataclass(frozen=True)`.
+
+    A class of the same module and name as one that is registered takes its place.
 
     Raises:
-        KsmError: it is no dataclass that derives from `ksm.Method`, has no name of its own, or
-            another method has that name.
+        KsmError: `kind` is no frozen dataclass that derives from `ksm.Method`, has no plain name
+            of its own, or another method has that name.
     """
-    name = vars(kind).get("name") if isinstance(kind, type) else None
-    if not isinstance(kind, type) or not issubclass(kind, Method) or not isinstance(name, str):
+    name, place = _checked_name(kind), _place(kind)
+    # Entry points are compared by their text: the module that is registering may be theirs.
+    known = [_built_in().get(name), _registered.get(name)]
+    places = {_place(one) for one in known if one} | {_value(e) for e in _announced(name)}
+    if others := places - {place}:
         raise KsmError(
-            f"{kind!r} is no method: expected a class that derives from ksm.Method, with a text "
-            "as its class attribute `name`"
-        )
-    if "__dataclass_params__" not in vars(kind):
-        raise KsmError(f"method {name!r}: expected @dataclass(frozen=True) on {_place(kind)}")
-    if not name.isprintable() or not name or set(name) & set(" :,/="):
-        raise KsmError(f"method name {name!r}: expected letters, digits and '-'")
-    known = _known(name)
-    if known is not None and _place(known) != _place(kind):
-        raise KsmError(
-            f"method name {name!r} of {_place(kind)} is taken by {_place(known)}: choose another"
+            f"method name {name!r} of {place} is taken by {min(others)}: choose another name"
         )
     _registered[name] = kind
     return kind
@@ -57,7 +56,7 @@ def method_class(name: str) -> type[Method]:
     """Return the class of a method.
 
     Args:
-        name: of a known method, or `package.module:Class`, which is imported and registered.
+        name: of a known method; or `package.module:Class`, which is imported and registered.
 
     Raises:
         KsmError: there is no such method, or its code cannot be imported.
@@ -74,14 +73,24 @@ def method_class(name: str) -> type[Method]:
 
 
 def names() -> list[str]:
-    """Names of the known methods: built-in ones, then those from outside."""
-    outside = {*_registered, *_announced()} - {*_built_in()}
-    return [*_built_in(), *sorted(outside)]
+    """Return the names of the known methods: built-in ones, then those from outside."""
+    announced = {entry.name for entry in _entry_points()}
+    return [*_built_in(), *sorted({*_registered, *announced} - {*_built_in()})]
 
 
 def source_of(kind: type[Method]) -> str | None:
     """Return `package.module:Class` of a method from outside, None of a built-in one."""
     return None if _built_in().get(kind.name) is kind else _place(kind)
+
+
+def package_of(kind: type[Method]) -> str | None:
+    """Return the installed distribution that has a method's class, as `NAME==VERSION`; None where
+    no distribution has it, or several have its package."""
+    for entry in _announced(kind.name):
+        if _value(entry) == _place(kind) and entry.dist is not None:
+            return f"{entry.dist.name}=={entry.dist.version}"
+    found = {*packages_distributions().get(kind.__module__.partition(".")[0], [])}
+    return f"{(one := found.pop())}=={version(one)}" if len(found) == 1 else None
 
 
 def make(name: str, recipe: str = "default", **settings: Any) -> Method:
@@ -90,7 +99,7 @@ def make(name: str, recipe: str = "default", **settings: Any) -> Method:
     Args:
         name: see `method_class`.
         recipe: `default`, or `released` for the published settings of a method that has them.
-        settings: those of earlier versions are read too; see `Method.renamed`.
+        settings: the names that they had in earlier versions are read too; see `Method.renamed`.
 
     Raises:
         KsmError: no such method, recipe or setting, or a value that the method does not take.
@@ -107,19 +116,104 @@ def make(name: str, recipe: str = "default", **settings: Any) -> Method:
                 f"method {name} has no setting {key!r}: expected one of {', '.join(fields)}"
             )
         missing = value is None and "None" in str(fields[key].type)
-        if not missing and not _fits(value, fields[key].default):
+        if not missing and not _fits(value, fields[key]):
             default = fields[key].default
             expected = "name or list of names" if default is None else type(default).__name__
             raise KsmError(f"setting {key} of method {name} is {value!r}: expected a {expected}")
-    return kind.released(**settings) if recipe == "released" else kind(**settings)
+    try:
+        return kind.released(**settings) if recipe == "released" else kind(**settings)
+    except KsmError:
+        raise
+    except Exception as error:  # a class from outside checks its settings as it likes
+        raise KsmError(f"method {name}: {_line(error)}") from error
+
+
+def stored_method(
+    settings: Mapping[str, Any], source: str | None = None, package: str | None = None
+) -> Method:
+    """Make the method that a file names, from the name and settings that the file has.
+
+    Args:
+        settings: as from `Method.settings`.
+        source: `package.module:Class`, which the file says of a method from outside. The class
+            that is known by the name must have the same class name; its module may be another.
+        package: that has it, as from `package_of`, for the error.
+
+    Raises:
+        UnknownMethod: no method of that name is known here, or a class of another name is.
+        KsmError: as `make`.
+    """
+    name = settings["name"]
+    if not isinstance(name, str) or ":" in name:
+        raise KsmError(f"{name!r} is no name of a method")
+    if source is not None:
+        found = _known(name)
+        here = source_of(found) if found else None
+        if here is None or here.rpartition(":")[2] != source.rpartition(":")[2]:
+            here = f"here is the name of {_place(found)}" if found else "is not known here"
+            raise UnknownMethod(
+                f"method {name!r} of {source}, which {here}: install "
+                f"{package or 'the package that has it'}, or name it with --method {source} or "
+                "ksm.register_method"
+            )
+    return make(**settings)
+
+
+class UnknownMethod(KsmError):
+    """A file has a method from outside that is not known here."""
+
+
+def check_loadable(method: Method) -> None:
+    """Refuse a method whose tasks could not be loaded from their files.
+
+    Raises:
+        KsmError: its class is not registered, or its settings do not come back from JSON; the
+            message says how to register it.
+    """
+    kind = type(method)
+    place, found = _place(kind), _known(method.name)
+    if found is not None and _place(found) != place:
+        raise KsmError(
+            f"a task of {place} could not be loaded again: its name {method.name!r} is that of "
+            f"{_place(found)}; give the class another `name` and register it"
+        )
+    if found is not kind:
+        what = "is not registered" if found is None else "was registered before it changed"
+        raise KsmError(
+            f"a task of method {method.name!r} could not be loaded again, since {place} {what}: "
+            f"call ksm.register_method({kind.__name__}), give --method {place}, or announce it by "
+            f"an entry point of the group {GROUP}"
+        )
+    settings = method.settings()
+    try:
+        again = stored_method(json.loads(json.dumps(settings)))
+    except (TypeError, ValueError, KsmError) as error:
+        raise KsmError(
+            f"a task of method {method.name!r} could not be loaded again: its settings "
+            f"{settings} do not come back from JSON: {_line(error)}"
+        ) from error
+    if again != method:
+        raise KsmError(
+            f"a task of method {method.name!r} could not be loaded again: its settings come back "
+            f"from JSON as {again.settings()}, not as {settings}"
+        )
 
 
 def _known(name: str) -> type[Method] | None:
-    if name in _built_in():
-        return _built_in()[name]
-    if name not in _registered and (entry := _announced().get(name)):
-        _registered[name] = _loaded(entry)
-    return _registered.get(name)
+    """The class of that name: built in, registered, or announced (which imports it)."""
+    found = _built_in().get(name) or _registered.get(name)
+    if found is not None or not (entries := _announced(name)):
+        return found
+    if len(entries) > 1:
+        both = " and ".join(sorted(_value(entry) for entry in entries))
+        raise KsmError(f"method name {name!r} is announced by {both}: uninstall one of them")
+    try:
+        kind = entries[0].load()
+    except Exception as error:  # the code of another package runs here
+        raise KsmError(f"method {name!r} of {_value(entries[0])}: {_line(error)}") from error
+    if (own := _checked_name(kind)) != name:
+        raise KsmError(f"entry point {name!r} is of {_value(entries[0])}, whose name is {own!r}")
+    return register_method(kind)
 
 
 @functools.cache
@@ -138,18 +232,13 @@ def _built_in() -> Mapping[str, type[Method]]:
 
 
 @functools.cache
-def _announced() -> Mapping[str, EntryPoint]:
-    return {entry.name: entry for entry in entry_points(group=GROUP)}
+def _entry_points() -> tuple[EntryPoint, ...]:
+    return tuple(entry_points(group=GROUP))
 
 
-def _loaded(entry: EntryPoint) -> type[Method]:
-    try:
-        kind = entry.load()
-    except Exception as error:  # the code of another package runs here
-        raise KsmError(f"method {entry.name!r} of {entry.value}: {_line(error)}") from error
-    if not isinstance(kind, type) or getattr(kind, "name", None) != entry.name:
-        raise KsmError(f"entry point {entry.name!r} of {entry.value} is no method of that name")
-    return kind
+def _announced(name: str) -> list[EntryPoint]:
+    """The entry points of that name, one for each class."""
+    return [*{_value(e): e for e in _entry_points() if e.name == name}.values()]
 
 
 def _imported(reference: str) -> Any:
@@ -157,7 +246,7 @@ def _imported(reference: str) -> Any:
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())
     try:
-        return getattr(importlib.import_module(module), name)
+        return operator.attrgetter(name)(importlib.import_module(module))
     except Exception as error:  # the user's code runs here
         raise KsmError(
             f"method {reference}: {_line(error)}; expected package.module:Class, importable from "
@@ -165,17 +254,51 @@ def _imported(reference: str) -> Any:
         ) from error
 
 
+def _checked_name(kind: Any) -> str:
+    """The name of a method's class.
+
+    Raises:
+        KsmError: it is no frozen dataclass that derives from `ksm.Method` with a name of its own.
+    """
+    own = vars(kind) if isinstance(kind, type) and issubclass(kind, Method) else {}
+    name, options = own.get("name"), own.get("__dataclass_params__")
+    if not isinstance(name, str):
+        raise KsmError(
+            f"{_place(kind) if isinstance(kind, type) else repr(kind)} is no method: expected a "
+            "class that derives from ksm.Method, with a text as its class attribute `name`"
+        )
+    if options is None or not options.frozen:
+        raise KsmError(f"method {name!r}: expected @dataclass(frozen=True) on {_place(kind)}")
+    if not is_plain(name):
+        raise KsmError(
+            f"method name {name!r} of {_place(kind)}: expected letters, digits, '.', '_' and '-'"
+        )
+    return name
+
+
 def _place(kind: type) -> str:
     return f"{kind.__module__}:{kind.__qualname__}"
+
+
+def _value(entry: EntryPoint) -> str:
+    return f"{entry.module}:{entry.attr}"
 
 
 def _line(error: BaseException) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
-def _fits(value: object, default: object) -> bool:
+def _fits(value: object, field: dataclasses.Field[Any]) -> bool:
+    """Whether a value is of the type of a setting's default."""
+    default = field.default
+    if default is dataclasses.MISSING:
+        return True
     if isinstance(default, bool) or isinstance(value, bool):
         return isinstance(value, type(default))
     if isinstance(default, float):
         return isinstance(value, int | float)
-    return isinstance(value, str | list | tuple if default is None else type(default))
+    if default is None:
+        kinds = str(field.type)
+        numbers = isinstance(value, int | float) and ("int" in kinds or "float" in kinds)
+        return numbers or isinstance(value, str | list | tuple)
+    return isinstance(value, list | tuple if isinstance(default, tuple) else type(default))

@@ -1,0 +1,86 @@
+"""Tasks for tests, and what is done with their files."""
+
+import dataclasses
+import importlib
+import re
+import resource
+import sys
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+
+from conftest import PREPROCESS, tiny
+from ksm import Task, add_task
+from ksm.methods import registry
+
+OWN_METHOD = Path(__file__).parent.parent / "docs" / "guide" / "own-method.md"
+
+
+@contextmanager
+def forgotten(folder):
+    """Be in a folder of a user's modules; in the end forget these and the methods met there."""
+    methods, path = dict(registry._registered), list(sys.path)
+    sys.path.insert(0, str(folder))
+    importlib.invalidate_caches()
+    registry._entry_points.cache_clear()
+    try:
+        yield folder
+    finally:
+        registry._registered.clear()
+        registry._registered.update(methods)
+        registry._entry_points.cache_clear()
+        sys.path[:] = path
+        for name, module in list(sys.modules.items()):
+            if str(getattr(module, "__file__", None) or "").startswith(str(folder)):
+                del sys.modules[name]
+
+
+def write_gates(folder, name="gates"):
+    """Write the channel gate of the page on own methods as a module into a folder."""
+    blocks = re.findall(r"^```python\n(.*?)^```$", OWN_METHOD.read_text("utf-8"), re.M | re.S)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / f"{name}.py").write_text(blocks[0])
+
+
+CLASSES = ("grüne Äpfel", "猫", "red")
+
+
+def made(name="colours", method="ksm", seed=0):
+    backbone = tiny()
+    torch.manual_seed(seed)
+    model = add_task(backbone, 3, method=method)
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            torch.nn.init.normal_(parameter, 5e-3, 1e-2)
+    return Task.of(
+        model,
+        name,
+        CLASSES,
+        preprocess=PREPROCESS,
+        record={"note": "some words"},
+        metrics={"val": {"accuracy": 0.5, "images": 8}},
+    )
+
+
+def same(one, two):
+    plain = [dataclasses.replace(task, tensors={}) for task in (one, two)]
+    return (
+        plain[0] == plain[1]
+        and one.tensors.keys() == two.tensors.keys()
+        and all(
+            t.dtype == two.tensors[k].dtype and torch.equal(t, two.tensors[k])
+            for k, t in one.tensors.items()
+        )
+    )
+
+
+@contextmanager
+def no_file_longer_than(size):
+    """A limit that the kernel itself enforces, as it does a full disk."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
