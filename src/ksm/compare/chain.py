@@ -115,5 +115,3 @@ def read(path: Path) -> Cell:
         return cell
     except (OSError, ValueError, KeyError, TypeError, KsmError) as error:
         raise KsmError(f"{path} is damaged or no cell: {error}; remove it") from error
-
-
