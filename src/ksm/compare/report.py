@@ -89,7 +89,8 @@ class Results:
         return [mean(found[task, s] for task in self.tasks) for s in self.seeds(row)]
 
     def matrix(self, row: str, seed: int) -> metrics.Matrix:
-        """The accuracy matrix `R` on the test split, see `ksm.compare.metrics`; nan where not measured."""
+        """Return the accuracy matrix `R` on the test split, (tasks, tasks); see
+        `ksm.compare.metrics`."""
         matrix = np.full((len(self.tasks), len(self.tasks)), np.nan)
         for i, task in enumerate(self.tasks):
             for other, accuracy in self.cells[row, task, seed]["accuracies"].items():
