@@ -1,6 +1,7 @@
 """A comparison: its cells, how it goes on, its report and pictures."""
 
 import dataclasses
+import itertools
 import json
 import shutil
 
@@ -15,7 +16,8 @@ from ksm.compare.cells import run
 from ksm.compare.chain import Chain, read
 from ksm.compare.images import images_of, subset
 from ksm.compare.measure import measure
-from ksm.compare.pictures import draw
+from ksm.compare.pictures import COLOURS as COLOURS_OF_METHODS
+from ksm.compare.pictures import colours_of, draw
 from ksm.compare.protocol import Domain, Protocol, Row, five_domains, setup_of
 from ksm.compare.report import Results, markdown
 from ksm.compare.rows import ABLATION, ROWS, rows_named
@@ -342,6 +344,38 @@ def test_the_picture_of_differences_has_those_of_the_report(measured, tmp_path, 
     shown = [(line.get_xdata()[0], line.get_ydata()[0]) for line in points]
     for expected in [(-9.75, 1), (-10, 1), (-9.5, 1), (7.5, 0), (5, 0), (10, 0)]:
         assert any(point == pytest.approx(expected) for point in shown), (expected, shown)
+
+
+def test_colours_are_given_to_methods_in_the_order_in_which_they_appear(measured):
+    accuracies = {0: [0.9, 0.8]}
+    invented(measured, {name: accuracies for name in ("ksm", "bn", "probe", "bn-fast", "far")})
+    for row, method in [("bn", "bn"), ("bn-fast", "bn"), ("probe", "probe"), ("far", "lora")]:
+        for path in (measured / "cells" / row).glob("*.json"):
+            cell = json.loads(path.read_text())
+            cell["setup"]["method"] = {"name": method}
+            path.write_text(json.dumps(cell))
+    results = Results.of(measured)
+    found = colours_of(results, "ksm")
+    assert list(found) == list(results.rows) == ["probe", "bn", "ksm", "bn-fast", "far"]
+    assert [found[row] for row in ("ksm", "probe", "bn", "far")] == list(COLOURS_OF_METHODS[:4])
+    assert found["bn-fast"] not in COLOURS_OF_METHODS  # lighter than that of its method
+    assert colours_of(results, "nothing")["probe"] == COLOURS_OF_METHODS[0]
+
+
+def test_no_name_lies_on_another(measured, tmp_path, monkeypatch):
+    from ksm.compare import pictures
+
+    names = [f"a-row-with-a-long-name-{number}" for number in range(5)]
+    near = {name: {0: [0.9, 0.8 + place / 1000]} for place, name in enumerate(names)}
+    invented(measured, {"ksm": {0: [0.5, 0.4]}, **near})
+    drawn = {}
+    monkeypatch.setattr(pictures, "save", lambda picture, file: drawn.update({file.stem: picture}))
+    draw(Results.of(measured), tmp_path)
+    for stem in ("bytes", "time"):
+        (axes,) = drawn[stem].axes
+        boxes = [text.get_window_extent() for text in axes.texts]
+        assert len(boxes) == 6
+        assert not any(one.overlaps(other) for one, other in itertools.combinations(boxes, 2))
 
 
 def test_settings_are_chosen_on_validation(measured, tmp_path):

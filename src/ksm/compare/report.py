@@ -21,6 +21,11 @@ from ksm.methods import make
 
 Split = Literal["test", "val"]
 
+AGAINST = "ksm"
+"""Name of the row with which the others are compared, where there is one."""
+ALONE = "finetune"
+"""Name of the row that gives the accuracy of a task learned alone, for forward transfer."""
+
 
 @dataclass(frozen=True)
 class Results:
@@ -101,7 +106,7 @@ class Results:
         return [self.cells[row, task, s] for s in self.seeds(row) for task in self.tasks]
 
 
-def markdown(results: Results, about: str = "", against: str = "ksm") -> str:
+def markdown(results: Results, about: str = "", against: str = AGAINST) -> str:
     """The report: what was done, accuracies, differences, cost, and what tasks did to each other.
 
     Args:
@@ -261,11 +266,11 @@ def _transfer(results: Results, rows: Sequence[str]) -> str:
         matrices = [results.matrix(row, seed) for seed in seeds]
         if any(np.isnan(m[np.tril_indices(len(m))]).any() for m in matrices):
             continue
-        known = results.seeds("finetune") if "finetune" in rows else []
+        known = results.seeds(ALONE) if ALONE in rows else []
         forward = [
             100
             * metrics.forward_transfer(
-                matrix, [results.cells["finetune", t, seed]["test"] for t in results.tasks]
+                matrix, [results.cells[ALONE, t, seed]["test"] for t in results.tasks]
             )
             for matrix, seed in zip(matrices, seeds, strict=True)
             if seed in known
