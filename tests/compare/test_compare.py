@@ -1,7 +1,9 @@
 """A comparison: its cells, how it goes on, its report and pictures."""
 
 import dataclasses
+import itertools
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -10,11 +12,12 @@ import torch
 import ksm
 from conftest import COLOURS, write_folder
 from ksm import KsmError
-from ksm.compare import cells
-from ksm.compare.cells import Chain, run
-from ksm.compare.images import subset
+from ksm.compare.cells import run
+from ksm.compare.chain import Chain, read
+from ksm.compare.images import images_of, subset
 from ksm.compare.measure import measure
-from ksm.compare.pictures import draw
+from ksm.compare.pictures import COLOURS as COLOURS_OF_METHODS
+from ksm.compare.pictures import colours_of, draw
 from ksm.compare.protocol import Domain, Protocol, Row, five_domains, setup_of
 from ksm.compare.report import Results, markdown
 from ksm.compare.rows import ABLATION, ROWS, rows_named
@@ -24,12 +27,8 @@ from ksm.data.folder import scan
 TWO = (Row("ksm", "ksm"), Row("packnet", "packnet"))
 
 
-@pytest.fixture
-def protocol(tmp_path):
-    folders = [
-        write_folder(tmp_path / "one", 20),
-        write_folder(tmp_path / "two", 20, tuple(COLOURS)[:2]),
-    ]
+def trial(root):
+    folders = [write_folder(root / "one", 20), write_folder(root / "two", 20, tuple(COLOURS)[:2])]
     domains = tuple(Domain(folder.name, str(folder)) for folder in folders)
     limit = {"train": 18, "val": 6, "test": 7}
     return Protocol("trial", domains, "conftest:tiny", size=32, epochs=3, batch=8, limit=limit)
@@ -39,22 +38,33 @@ def chain(protocol, row, out, seed=0):
     return Chain(protocol, row, seed, out)
 
 
-@pytest.fixture
-def measured(protocol, tmp_path):
-    """Both rows and tasks, one seed, measured in this process."""
-    out = tmp_path / "out"
+@pytest.fixture(scope="module")
+def protocol(tmp_path_factory):
+    """Two tasks on folders that no test may change."""
+    return trial(tmp_path_factory.mktemp("images"))
+
+
+@pytest.fixture(scope="module")
+def measured_once(protocol, tmp_path_factory):
+    out = tmp_path_factory.mktemp("measured") / "out"
     for row in TWO:
         for place in range(2):
             measure(chain(protocol, row, out), place)
     return out
 
 
+@pytest.fixture
+def measured(measured_once, tmp_path):
+    """Both rows and tasks, one seed, measured in this process; a copy that a test may change."""
+    return shutil.copytree(measured_once, tmp_path / "out", symlinks=True)
+
+
 def test_a_cell_tells_what_was_done_and_measured(protocol, measured):
-    cell = cells.read(chain(protocol, TWO[1], measured).path(1))
+    cell = read(chain(protocol, TWO[1], measured).path(1))
     assert cell["setup"] == setup_of(protocol, TWO[1], 1, 0)
     assert set(cell["accuracies"]) == {"one", "two"}
     assert cell["accuracies"]["two"] == cell["test"]
-    first = cells.read(chain(protocol, TWO[1], measured).path(0))
+    first = read(chain(protocol, TWO[1], measured).path(0))
     assert cell["accuracies"]["one"] == first["test"]
     assert cell["images"] == {"train": 18, "val": 6, "test": 6}
     bank = chain(protocol, TWO[1], measured).bank
@@ -72,7 +82,7 @@ def test_tests_are_those_of_the_stored_tasks(protocol, measured):
         task = chain(protocol, row, measured).bank.load("two")
         images = load(scan(measured / "images" / "two").splits["test"], task.preprocess)
         found = evaluate(task.on(backbone), images)["accuracy"]
-        assert found == cells.read(chain(protocol, row, measured).path(1))["test"]
+        assert found == read(chain(protocol, row, measured).path(1))["test"]
 
 
 @pytest.mark.slow
@@ -81,8 +91,8 @@ def test_a_run_goes_on_where_it_stopped(protocol, tmp_path):
     rows = (Row("probe", "probe"), Row("cpg", "cpg", goal_of="probe"))
     run(protocol, rows, [0], out, 2, told.append)
     assert len(told) == 4 and "cpg" in told[-1]  # the goal's row first
-    goals = [cells.read(chain(protocol, rows[1], out).path(p))["goal"] for p in range(2)]
-    probes = [cells.read(chain(protocol, rows[0], out).path(p))["val"] for p in range(2)]
+    goals = [read(chain(protocol, rows[1], out).path(p))["goal"] for p in range(2)]
+    probes = [read(chain(protocol, rows[0], out).path(p))["val"] for p in range(2)]
     assert goals == probes
     kept = chain(protocol, rows[0], out).path(0).read_bytes()
     chain(protocol, rows[0], out).path(1).unlink()
@@ -146,8 +156,8 @@ def test_a_goal_is_that_of_the_row_it_names(protocol, measured):
     here = chain(protocol, row, measured)
     cell = measure(here, 0)
     known = chain(protocol, TWO[0], measured).path(0)
-    assert cell["goal"] == cells.read(known)["val"] and here.missing() == [1]
-    other = cells.read(known)
+    assert cell["goal"] == read(known)["val"] and here.missing() == [1]
+    other = read(known)
     other["val"] = 0.123
     known.write_text(json.dumps(other))
     with pytest.raises(KsmError, match="measured with other settings"):
@@ -176,11 +186,14 @@ def test_images_of_the_user_are_never_removed(tmp_path):
     assert not (tmp_path / "new").exists()
 
 
-def test_an_image_that_vanished_is_an_error(protocol, measured, tmp_path):
+def test_an_image_that_vanished_is_an_error(tmp_path):
+    protocol = trial(tmp_path)
+    for place in range(2):
+        images_of(protocol, place, tmp_path / "out")
     next((tmp_path / "one").rglob("*.png")).rename(tmp_path / "away.png")
     with pytest.raises(KsmError):
         for place in range(2):
-            measure(chain(protocol, TWO[0], measured, seed=1), place)
+            measure(chain(protocol, TWO[0], tmp_path / "out"), place)
 
 
 def test_cells_that_saw_other_images_make_no_table(protocol, measured):
@@ -331,6 +344,38 @@ def test_the_picture_of_differences_has_those_of_the_report(measured, tmp_path, 
     shown = [(line.get_xdata()[0], line.get_ydata()[0]) for line in points]
     for expected in [(-9.75, 1), (-10, 1), (-9.5, 1), (7.5, 0), (5, 0), (10, 0)]:
         assert any(point == pytest.approx(expected) for point in shown), (expected, shown)
+
+
+def test_colours_are_given_to_methods_in_the_order_in_which_they_appear(measured):
+    accuracies = {0: [0.9, 0.8]}
+    invented(measured, {name: accuracies for name in ("ksm", "bn", "probe", "bn-fast", "far")})
+    for row, method in [("bn", "bn"), ("bn-fast", "bn"), ("probe", "probe"), ("far", "lora")]:
+        for path in (measured / "cells" / row).glob("*.json"):
+            cell = json.loads(path.read_text())
+            cell["setup"]["method"] = {"name": method}
+            path.write_text(json.dumps(cell))
+    results = Results.of(measured)
+    found = colours_of(results, "ksm")
+    assert list(found) == list(results.rows) == ["probe", "bn", "ksm", "bn-fast", "far"]
+    assert [found[row] for row in ("ksm", "probe", "bn", "far")] == list(COLOURS_OF_METHODS[:4])
+    assert found["bn-fast"] not in COLOURS_OF_METHODS  # lighter than that of its method
+    assert colours_of(results, "nothing")["probe"] == COLOURS_OF_METHODS[0]
+
+
+def test_no_name_lies_on_another(measured, tmp_path, monkeypatch):
+    from ksm.compare import pictures
+
+    names = [f"a-row-with-a-long-name-{number}" for number in range(5)]
+    near = {name: {0: [0.9, 0.8 + place / 1000]} for place, name in enumerate(names)}
+    invented(measured, {"ksm": {0: [0.5, 0.4]}, **near})
+    drawn = {}
+    monkeypatch.setattr(pictures, "save", lambda picture, file: drawn.update({file.stem: picture}))
+    draw(Results.of(measured), tmp_path)
+    for stem in ("bytes", "time"):
+        (axes,) = drawn[stem].axes
+        boxes = [text.get_window_extent() for text in axes.texts]
+        assert len(boxes) == 6
+        assert not any(one.overlaps(other) for one, other in itertools.combinations(boxes, 2))
 
 
 def test_settings_are_chosen_on_validation(measured, tmp_path):

@@ -63,7 +63,7 @@ def test_the_interval_is_students():
 def test_without_scipy_an_interval_says_what_to_install(monkeypatch):
     import sys
 
-    monkeypatch.setitem(sys.modules, "scipy.stats", None)
+    monkeypatch.setitem(sys.modules, "scipy.special", None)
     with pytest.raises(KsmError, match=r"pip install 'ksm\[compare\]'"):
         metrics.interval([1.0, 2.0])
 

@@ -11,7 +11,7 @@ from PIL import Image
 
 import ksm
 from conftest import picture
-from ksm.compare.cells import Chain
+from ksm.compare.chain import Chain
 from ksm.compare.images import subset
 from ksm.compare.measure import measure
 from ksm.compare.protocol import Protocol
@@ -114,7 +114,7 @@ def test_imagenet_to_sketch_trains_with_its_augmentation(
         seen.append((training.augment, training.min_area, stretch))
         raise KsmError("enough")
 
-    monkeypatch.setattr(ksm, "learn", learn)
+    monkeypatch.setattr("ksm.compare.measure.learn", learn)
     protocol = imagenet_to_sketch(five_sets, backbone="conftest:tiny")
     for place in (0, 2):
         with pytest.raises(KsmError, match="enough"):

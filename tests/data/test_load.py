@@ -1,6 +1,8 @@
 """Decoded images: what is kept, what is skipped, and what a network gets to see."""
 
 import itertools
+import subprocess
+import sys
 import threading
 import warnings
 from pathlib import Path
@@ -9,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torchvision.transforms import v2
 
 from conftest import PREPROCESS, picture
 from ksm.core.preprocess import Preprocess
@@ -144,6 +147,55 @@ def test_without_augmentation_the_centre_is_cut(tmp_path):
     expected = torch.from_numpy(noise[4:36, 14:46]).permute(2, 0, 1)
     assert torch.equal(pixels, expected)
     assert torch.equal(centre(read(tmp_path / "x.png", as_is), 32), expected)
+
+
+@pytest.mark.parametrize("size", [1, 2, 31, 32, 33])
+def test_the_centre_is_torchvisions_to_the_bit(size):
+    for height, width in itertools.product([1, 2, 30, 31, 32, 33, 34, 35, 61], repeat=2):
+        pixels = torch.randint(1, 256, (3, height, width), dtype=torch.uint8)
+        expected = v2.functional.center_crop(pixels, [size, size])
+        assert torch.equal(centre(pixels, size), expected), (height, width)
+
+
+@pytest.mark.parametrize("augment", AUGMENTS)
+def test_augmentations_are_torchvisions_to_the_bit(tmp_path, augment):
+    noise = np.random.default_rng(0).integers(0, 256, (40, 61, 3)).astype(np.uint8)
+    Image.fromarray(noise).save(tmp_path / "x.png")
+    images = load([(tmp_path / "x.png", 0)], PREPROCESS, augment, min_area=0.3)
+    steps = [v2.CenterCrop(32)]
+    if "crop" in augment:
+        steps = [v2.RandomResizedCrop(32, (0.3, 1.0), (4 / 5, 5 / 4), antialias=True)]
+    if "pad" in augment:
+        steps.append(v2.RandomCrop(32, padding=4))
+    if "flip" in augment:
+        steps.append(v2.RandomHorizontalFlip())
+    whole = read(tmp_path / "x.png", PREPROCESS)
+    for seed in range(20):
+        torch.manual_seed(seed)
+        found, state = images[0][0], torch.get_rng_state()
+        torch.manual_seed(seed)
+        assert torch.equal(found, v2.Compose(steps)(whole))
+        assert torch.equal(state, torch.get_rng_state())
+
+
+def test_torchvision_is_imported_for_random_cuts_alone():
+    """`ksm predict` of one image need not wait for it."""
+    code = """
+import sys
+from pathlib import Path
+import importlib, pkgutil
+import ksm.data
+for found in pkgutil.walk_packages(ksm.data.__path__, "ksm.data."):
+    importlib.import_module(found.name)
+from ksm.core.preprocess import Preprocess
+from ksm.data.load import load
+for augment in ("none", "flip"):
+    load([], Preprocess(32, (0.5,) * 3, (0.5,) * 3), augment)
+assert "torchvision" not in sys.modules
+load([], Preprocess(32, (0.5,) * 3, (0.5,) * 3), "pad+flip")
+assert "torchvision" in sys.modules
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 @pytest.mark.parametrize("augment", AUGMENTS)

@@ -53,9 +53,10 @@ def run(
     for place in range(len(protocol.domains)):
         images_of(protocol, place, out)
     resource_tracker.ensure_running()  # its start would let a thread's interrupts through again
-    with ThreadPoolExecutor(1, initializer=_leave_interrupts) as pool:
-        if line := pool.submit(_alone, prepare, protocol, out).result():
-            tell(line)
+    if protocol.start != "pretrained":
+        with ThreadPoolExecutor(1, initializer=_leave_interrupts) as pool:
+            if line := pool.submit(_alone, prepare, protocol, out).result():
+                tell(line)
     threads = max(1, (os.cpu_count() or 1) // processes) if processes > 1 else None
     failed: list[str] = []
     for wave in [[r for r in rows if not r.goal_of], [r for r in rows if r.goal_of]]:

@@ -118,5 +118,3 @@ def read(path: Path) -> Cell:
         raise KsmError(f"{path} is of {error}; give it as a row of --methods") from error
     except (OSError, ValueError, KeyError, TypeError, KsmError) as error:
         raise KsmError(f"{path} is damaged or no cell: {error}; remove it") from error
-
-

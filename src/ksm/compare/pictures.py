@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -12,23 +12,23 @@ import numpy as np
 
 from ksm.compare import metrics
 from ksm.compare.plot import INK, figure, save
-from ksm.compare.report import Results
+from ksm.compare.report import AGAINST, Results
 
-COLOURS = {
-    "ksm": "#d1495b", "piggyback": "#0b6e99", "packnet": "#2e8b57", "cpg": "#8a5a00",
-    "lora": "#e08e0b",
-    "bn": "#7a5ea8", "probe": "#a9a9b2", "random-mask": "#c98fb5", "finetune": "#222222",
-    "scratch": "#9c9c9c",
-}  # fmt: skip
+COLOURS = (
+    "#d1495b", "#0b6e99", "#2e8b57", "#e08e0b", "#7a5ea8", "#222222", "#8a5a00", "#1b9e9e",
+    "#c0629f", "#7f8490", "#5c8a00",
+)  # fmt: skip
+"""Of the methods, in the order in which they first appear, from the start again after the last."""
 
 MARKERS = "svDx+^*"
 
 
-def draw(results: Results, out: Path, against: str = "ksm") -> list[Path]:
-    """Differences from one row; on the test split also accuracy against bytes, against training
-    time and by task, and the accuracy matrices.
+def draw(results: Results, out: Path, against: str = AGAINST) -> list[Path]:
+    """Draw the differences from one row; on the test split also accuracy against bytes, against
+    training time and by task, and the accuracy matrices.
 
     Args:
+        out: folder of the PNG files.
         against: the row from which differences are taken.
 
     Returns:
@@ -38,6 +38,7 @@ def draw(results: Results, out: Path, against: str = "ksm") -> list[Path]:
         KsmError: matplotlib is not installed, or a file cannot be written.
     """
     rows = [row for row in results.rows if results.seeds(row)]
+    colours = colours_of(results, against)
 
     def bytes_of(cell: dict[str, Any]) -> float:
         return cell["bytes"]["file"] / 1e6
@@ -54,16 +55,41 @@ def draw(results: Results, out: Path, against: str = "ksm") -> list[Path]:
     base = results.accuracies(against)
     others = [r for r in rows if r != against and metrics.paired(base, results.accuracies(r))]
     if others:
-        _differences(results, others, against, new("differences"))
+        _differences(results, others, against, colours, new("differences"))
     if results.split == "test":
-        _scatter(results, rows, bytes_of, "a task's file (MB)", new("bytes"))
-        _scatter(results, rows, seconds_of, "training of a task (s)", new("time"))
-        _tasks(results, rows, new("tasks"))
+        _scatter(results, colours, bytes_of, "a task's file (MB)", new("bytes"))
+        _scatter(results, colours, seconds_of, "training of a task (s)", new("time"))
+        _tasks(results, colours, new("tasks"))
         _matrices(results, rows, new("matrix"))
     return files
 
 
-def _differences(results: Results, rows: list[str], against: str, file: Path) -> None:
+def colours_of(results: Results, first: str) -> dict[str, str]:
+    """Return a colour for each row with a complete seed: one a method, lighter for each further row
+    of the same method.
+
+    Args:
+        first: the row whose method has the first of `COLOURS`.
+    """
+    rows = [row for row in results.rows if results.seeds(row)]
+    names = {row: results.of_row(row)[0]["setup"]["method"]["name"] for row in rows}
+    methods = list(dict.fromkeys(names[row] for row in sorted(rows, key=lambda row: row != first)))
+    found: dict[str, str] = {}
+    for row in rows:
+        same = [other for other in rows if names[other] == names[row]]
+        colour = COLOURS[methods.index(names[row]) % len(COLOURS)]
+        found[row] = _lighter(colour, 0.45 * same.index(row) / len(same))
+    return found
+
+
+def _lighter(colour: str, share: float) -> str:
+    rgb = [int(colour[i : i + 2], 16) for i in (1, 3, 5)]
+    return "#" + "".join(f"{round(c + (255 - c) * share):02x}" for c in rgb)
+
+
+def _differences(
+    results: Results, rows: list[str], against: str, colours: dict[str, str], file: Path
+) -> None:
     base = results.accuracies(against)
     picture = figure(figsize=(7, 0.24 * len(rows) + 1.3))
     axes = picture.subplots()
@@ -80,10 +106,9 @@ def _differences(results: Results, rows: list[str], against: str, file: Path) ->
                 label=task if place == 0 else None,
             )  # fmt: skip
         centre, half = metrics.interval(metrics.paired(found, base))
-        colour = _colour(row, results)
         axes.errorbar(
             [centre], [place], xerr=None if np.isnan(half) else [half], fmt="o", ms=6,
-            color=colour, capsize=3,
+            color=colours[row], capsize=3,
         )  # fmt: skip
     axes.axvline(0, color=INK, lw=0.8)
     axes.set_yticks(range(len(rows)), reversed(rows), fontsize=8)
@@ -98,7 +123,7 @@ def _differences(results: Results, rows: list[str], against: str, file: Path) ->
 
 def _scatter(
     results: Results,
-    rows: list[str],
+    colours: dict[str, str],
     cost: Callable[[dict[str, Any]], float],
     label: str,
     file: Path,
@@ -106,44 +131,57 @@ def _scatter(
     picture = figure(figsize=(7, 4.4))
     axes = picture.subplots()
     names: list[Any] = []
-    bars: list[Any] = []
-    for row in rows:
+    taken: list[Any] = []
+    for row, colour in colours.items():
         x = mean(cost(cell) for cell in results.of_row(row))
         y, half = metrics.interval(results.averages(row))
-        colour = _colour(row, results)
         half = 0 if np.isnan(half) else half
-        axes.errorbar([x], [y], [[half]] * 2, fmt="o", ms=6, color=colour, capsize=3)
-        bars.append(axes.plot([x, x], [y - half, y + half], color=colour)[0])
+        axes.errorbar([x], [y], [[half]] * 2, fmt="none", color=colour, capsize=3)
+        taken.append(axes.plot([x, x], [y - half, y + half], color=colour)[0])
+        taken.append(axes.plot([x], [y], "o", ms=6, color=colour)[0])
         names.append(
             axes.annotate(
-                row, (x, y), textcoords="offset points", xytext=(7, 5), color=colour, fontsize=8
+                row, (x, y), textcoords="offset points", xytext=(0, 0), color=colour, fontsize=8
             )
         )
     axes.set(xscale="log", xlabel=f"{label}, log scale", ylabel=f"average {results.what} (%)")
     axes.xaxis.set_major_formatter("{x:g}")
     low, high = axes.get_xlim()
+    if high < 50 * low:  # powers of ten alone would be one or two
+        axes.xaxis.get_major_locator().set_params(subs=(1, 2, 5))
     axes.xaxis.set_minor_formatter("{x:g}" if high < 10 * low else "")
+    axes.tick_params(axis="x", which="both", length=4, pad=4)
     axes.margins(x=0.2)
     _plain(axes)
     picture.draw_without_rendering()  # places are known from here on
-    for number, name in enumerate(names):
-        taken = [one.get_window_extent() for one in (*names[:number], *bars)]
-        for place in itertools.product((7, -7), (5, -13, 17, -25, -4)):
-            name.set(position=place, ha="left" if place[0] > 0 else "right")
-            if not any(name.get_window_extent().overlaps(box) for box in taken):
-                break
+    for name in names:
+        _put_beside(name, taken)
+        taken.append(name)
     save(picture, file)
 
 
-def _tasks(results: Results, rows: list[str], file: Path) -> None:
+def _put_beside(name: Any, taken: Sequence[Any]) -> None:
+    """Put a name beside its point, where it lies on the fewest of what is drawn: on nothing, if
+    there is such a place."""
+    boxes = [one.get_window_extent() for one in taken]
+
+    def put(place: tuple[int, int]) -> int:
+        name.set(position=place, ha="left" if place[0] > 0 else "right")
+        box = name.get_window_extent().padded(3)  # pixels
+        return sum(box.overlaps(other) for other in boxes)
+
+    put(min(itertools.product((7, -7), (5, -13, 17, -25, -4)), key=put))
+
+
+def _tasks(results: Results, colours: dict[str, str], file: Path) -> None:
     picture = figure(figsize=(1.7 * len(results.tasks) + 2.5, 4.4))
     axes = picture.subplots()
-    width = 0.8 / len(rows)
-    for number, row in enumerate(rows):
+    width = 0.8 / len(colours)
+    for number, (row, colour) in enumerate(colours.items()):
         found = results.accuracies(row)
         y = [mean(v for (t, _), v in found.items() if t == task) for task in results.tasks]
         x = [place + (number + 0.5) * width - 0.4 for place in range(len(y))]
-        axes.bar(x, y, width * 0.92, color=_colour(row, results), label=row)
+        axes.bar(x, y, width * 0.92, color=colour, label=row)
     axes.set_xticks(range(len(results.tasks)), results.tasks)
     axes.set(ylabel=f"{results.what} (%)", ylim=(0, 100))
     axes.legend(frameon=False, fontsize=7, ncols=1, loc="center left", bbox_to_anchor=(1, 0.5))
@@ -176,19 +214,6 @@ def _matrices(results: Results, rows: list[str], file: Path) -> None:
         axes.set_ylabel("after learning", fontsize=7)
     picture.colorbar(image, ax=grid.tolist(), shrink=0.7, label="test accuracy (%)")
     save(picture, file)
-
-
-def _colour(row: str, results: Results) -> str:
-    """The colour of the row's method; a lighter one for a second row of the same method."""
-    method = _method(results, row)
-    same = [r for r in results.rows if _method(results, r) == method]
-    share = 0.45 * same.index(row) / max(1, len(same))
-    rgb = [int(COLOURS.get(method, "#555555")[i : i + 2], 16) for i in (1, 3, 5)]
-    return "#" + "".join(f"{round(c + (255 - c) * share):02x}" for c in rgb)
-
-
-def _method(results: Results, row: str) -> str:
-    return next(c["setup"]["method"]["name"] for (r, _, _), c in results.cells.items() if r == row)
 
 
 def _plain(axes: Any) -> None:

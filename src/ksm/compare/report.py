@@ -21,6 +21,11 @@ from ksm.methods import make
 
 Split = Literal["test", "val"]
 
+AGAINST = "ksm"
+"""Name of the row with which the others are compared, where there is one."""
+ALONE = "finetune"
+"""Name of the row that gives the accuracy of a task learned alone, for forward transfer."""
+
 
 @dataclass(frozen=True)
 class Results:
@@ -89,7 +94,8 @@ class Results:
         return [mean(found[task, s] for task in self.tasks) for s in self.seeds(row)]
 
     def matrix(self, row: str, seed: int) -> metrics.Matrix:
-        """The accuracy matrix `R` on the test split, see `ksm.compare.metrics`; nan where not measured."""
+        """Return the accuracy matrix `R` on the test split, (tasks, tasks); see
+        `ksm.compare.metrics`."""
         matrix = np.full((len(self.tasks), len(self.tasks)), np.nan)
         for i, task in enumerate(self.tasks):
             for other, accuracy in self.cells[row, task, seed]["accuracies"].items():
@@ -100,7 +106,7 @@ class Results:
         return [self.cells[row, task, s] for s in self.seeds(row) for task in self.tasks]
 
 
-def markdown(results: Results, about: str = "", against: str = "ksm") -> str:
+def markdown(results: Results, about: str = "", against: str = AGAINST) -> str:
     """The report: what was done, accuracies, differences, cost, and what tasks did to each other.
 
     Args:
@@ -260,11 +266,11 @@ def _transfer(results: Results, rows: Sequence[str]) -> str:
         matrices = [results.matrix(row, seed) for seed in seeds]
         if any(np.isnan(m[np.tril_indices(len(m))]).any() for m in matrices):
             continue
-        known = results.seeds("finetune") if "finetune" in rows else []
+        known = results.seeds(ALONE) if ALONE in rows else []
         forward = [
             100
             * metrics.forward_transfer(
-                matrix, [results.cells["finetune", t, seed]["test"] for t in results.tasks]
+                matrix, [results.cells[ALONE, t, seed]["test"] for t in results.tasks]
             )
             for matrix, seed in zip(matrices, seeds, strict=True)
             if seed in known

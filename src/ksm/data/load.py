@@ -6,14 +6,14 @@ import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Literal, get_args
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from ksm.core import _torchvision as _torchvision
 from ksm.core.preprocess import Preprocess
 from ksm.data.folder import Sample
 from ksm.data.images import quiet, read_image
@@ -23,8 +23,8 @@ Augment = Literal["none", "flip", "crop", "crop+flip", "pad", "pad+flip"]
 AUGMENTS: tuple[Augment, ...] = get_args(Augment)
 
 MEMORY = 4 * 1024**3
-"""Bytes of decoded images that a run keeps; images past that are decoded at each use. What they
-leave of it may hold a trunk's outputs; see `ksm.data.features`."""
+"""Bytes of decoded images that a run keeps; the others are decoded at each use. What is left of
+these bytes may hold the outputs of a trunk; see `ksm.data.features`."""
 
 
 @dataclass(frozen=True)
@@ -59,18 +59,7 @@ class Images(Dataset[tuple[Tensor, int]]):
     skipped: list[Skipped] = field(default_factory=list[Skipped])
 
     def __post_init__(self) -> None:
-        from torchvision.transforms import v2
-
-        size = self.preprocess.size
-        steps: list[torch.nn.Module] = [v2.CenterCrop(size)]
-        if "crop" in self.augment:
-            area, ratio = (self.min_area, 1.0), (4 / 5, 5 / 4)
-            steps = [v2.RandomResizedCrop(size, area, ratio, antialias=True)]
-        if "pad" in self.augment:
-            steps.append(v2.RandomCrop(size, padding=size // 8))
-        if "flip" in self.augment:
-            steps.append(v2.RandomHorizontalFlip())
-        self._cut = v2.Compose(steps)
+        self._cut = _random_cut(self.augment, self.preprocess.size, self.min_area)
 
     @property
     def held(self) -> int:
@@ -97,7 +86,24 @@ class Images(Dataset[tuple[Tensor, int]]):
                 pixels = read(path, self.preprocess)
             except KsmError as error:
                 raise KsmError(f"{path}: {error}; it could be read before") from None
-        return self._cut(pixels), label
+        pixels = self._cut(pixels)
+        if "flip" in self.augment and torch.rand(1) < 0.5:
+            pixels = pixels.flip(-1)
+        return pixels, label
+
+
+def _random_cut(augment: Augment, size: int, min_area: float) -> Callable[[Tensor], Tensor]:
+    """Return what cuts the pixels (3, height, width) of an image to (3, size, size)."""
+    if not {"crop", "pad"} & set(augment.split("+")):
+        return partial(centre, size=size)
+    from ksm.core import _torchvision as _torchvision  # makes the next import possible
+
+    from torchvision.transforms import v2  # isort: skip
+
+    if "crop" in augment:
+        area, ratio = (min_area, 1.0), (4 / 5, 5 / 4)
+        return v2.RandomResizedCrop(size, area, ratio, antialias=True)
+    return v2.Compose([v2.CenterCrop(size), v2.RandomCrop(size, padding=size // 8)])
 
 
 def load(
@@ -165,10 +171,21 @@ def _decoded(path: Path, preprocess: Preprocess) -> Tensor:
 
 
 def centre(pixels: Tensor, size: int) -> Tensor:
-    """The centre `size` by `size` of a tensor (3, height, width)."""
-    from torchvision.transforms.v2 import functional
+    """Cut out the centre `size` by `size` of an image, with a black border where it is smaller.
 
-    return functional.center_crop(pixels, [size, size])
+    Equal to torchvision's `CenterCrop`, which takes longer to import than to run.
+
+    Args:
+        pixels: shape (3, height, width).
+    """
+    height, width = pixels.shape[-2:]
+    if height < size or width < size:
+        down, right = max(0, size - height), max(0, size - width)
+        border = (right // 2, (right + 1) // 2, down // 2, (down + 1) // 2)
+        pixels = nn.functional.pad(pixels, border)
+        height, width = pixels.shape[-2:]
+    top, left = round((height - size) / 2), round((width - size) / 2)
+    return pixels[..., top : top + size, left : left + size]
 
 
 def normalise(pixels: Tensor, preprocess: Preprocess) -> Tensor:
