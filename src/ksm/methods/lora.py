@@ -145,7 +145,7 @@ def _can_adapt(layer: nn.Module) -> bool:
 
 def _adapters(layers: Sequence[nn.Module], rank: int) -> list[tuple[Tensor, Tensor]]:
     """PEFT's fresh `A` and `B` for each layer, float32, on its device; see `adapted`."""
-    from ksm import _torchvision as _torchvision  # peft imports torchvision
+    from ksm.core import _torchvision as _torchvision  # peft imports torchvision
 
     try:
         from peft import LoraConfig, inject_adapter_in_model
