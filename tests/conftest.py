@@ -32,7 +32,7 @@ class Tiny(nn.Module):
         return self.fc(x.mean((2, 3)))
 
 
-def tiny() -> nn.Module:
+def tiny() -> Tiny:
     """For `conftest:tiny` as a backbone's name."""
     with torch.random.fork_rng():
         torch.manual_seed(7)
@@ -40,7 +40,7 @@ def tiny() -> nn.Module:
 
 
 @pytest.fixture
-def backbone() -> nn.Module:
+def backbone() -> Tiny:
     return tiny()
 
 
