@@ -4,6 +4,7 @@ import dataclasses
 import errno
 import io
 import json
+import re
 import subprocess
 import sys
 
@@ -133,7 +134,7 @@ def test_listing_imports_no_torch(home, arguments):
         f"sys.argv = ['ksm', *{arguments!r}]\n"
         "try: ksm.cli.main()\n"
         "except SystemExit as stop: assert not stop.code, stop.code\n"
-        "heavy = {'torch', 'torchvision', 'timm', 'PIL', 'accelerate', 'matplotlib'}\n"
+        "heavy = {'torch', 'torchvision', 'timm', 'accelerate', 'matplotlib', 'scipy'}\n"
         "print('imported:', *sorted(heavy & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
@@ -204,5 +205,5 @@ def test_help_shows_no_types_of_python_and_cuts_nothing(works, monkeypatch, name
     monkeypatch.setenv("COLUMNS", str(width))
     shown = works(*name.split(), "--help").out
     assert "Usage" in shown
-    assert not set("<>{}…") & set(shown), shown
+    assert not re.search(r"<\w|\{|…", shown), shown
     assert max(map(len, shown.splitlines())) <= width

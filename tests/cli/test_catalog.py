@@ -3,7 +3,7 @@
 import pytest
 
 from cli.commands import FAST, parsed
-from ksm.backbones.packaged import DEFAULT, PACKAGED
+from ksm.backbones.packaged import PACKAGED
 from ksm.methods import registry
 
 OUTSIDE = """
@@ -32,7 +32,6 @@ def test_backbones_are_listed_with_licence_and_package(works):
     shown = works("backbones").out
     for name, one in PACKAGED.items():
         assert name in shown and one.license in shown and one.source in shown
-    assert DEFAULT in works("learn", "--help").out
 
 
 def test_methods_are_listed_with_where_they_are_from(home, works, outside):

@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from cli.commands import TINY
+from cli.commands import TINY, environment
 from conftest import write_folder
 from ksm.compare.rows import ABLATION
 
@@ -87,9 +87,9 @@ def test_an_interrupted_comparison_leaves_whole_cells_alone(home, seen):
     write_folder(home / "second", 20, ("red", "green"))
     (home / "marked.py").write_text(MARKED)
     options = ["--size", "32", "--epochs", "40000", "--methods", "probe,bn", "--out", "out"]
+    options += ["--backbone", "marked:tiny", "--processes", "2"]
     with subprocess.Popen(
-        [sys.executable, "-m", "ksm.cli", "compare", "images", "second", *options]
-        + ["--backbone", "marked:tiny", "--processes", "2"],
+        [sys.executable, "-m", "ksm.cli", "compare", "images", "second", *options],
         stderr=subprocess.PIPE,
         text=True,
         env=environment(),

@@ -89,39 +89,31 @@ def on_a_terminal(arguments):
     return out, shown.decode()
 
 
-def test_a_spinner_turns_on_a_terminal_alone(home, works):
-    arguments = ["predict", "images/red/0.png", "--task", "colours", "--backbone", "conftest:tiny"]
-    out, shown = on_a_terminal(arguments)
-    assert "loading tasks and backbone" in shown
-    assert out.splitlines()[0].split() == ["file", "task", "classes"] and "red" in out
-    quiet = works(*arguments)
+def test_a_spinner_turns_on_a_terminal_alone(works):
+    out, shown = on_a_terminal(["methods"])
+    assert "loading the methods" in shown and "loading" not in out
+    quiet = works("methods")
     assert quiet.err == "" and quiet.out == out
 
 
-def test_notes_are_lines_on_stderr_where_they_are_asked_for(home, works):
-    log = logging.getLogger("ksm")
-    before = log.level
-    try:
-        arguments = ["eval", "colours", "images", "--json"]
-        assert works(*arguments).err == ""
-        works(*arguments, "-v")
-        log.info("a form is not used")
-        assert log.isEnabledFor(logging.INFO) and len(log.handlers) == 1
-        found = works(*arguments, "--verbose")
-        assert parsed(found)["images"] == 72 and len(log.handlers) == 1
-    finally:
-        log.setLevel(before)
-        log.handlers.clear()
+@pytest.fixture
+def log():
+    """The logger of ksm, as it was again afterwards."""
+    found = logging.getLogger("ksm")
+    level, handlers = found.level, list(found.handlers)
+    yield found
+    found.setLevel(level)
+    found.handlers[:] = handlers
 
 
-def test_learning_says_which_faster_form_is_not_used(home):
-    options = [*FAST, "--method", "bn", "--set", "mask_from=stride64"]
-    done = subprocess.run(
-        command("learn", "new", "images", *options, "-v"),
-        capture_output=True, text=True, env=environment(),
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    assert "note: " in done.stderr and "note: " not in done.stdout
+def test_notes_are_lines_on_stderr_where_they_are_asked_for(home, works, log):
+    learn = ["learn", "new", "images", *FAST, "--force", "--set", "mask_from=stride64"]
+    assert "note: " not in works(*learn).err
+    for asked in ("-v", "--verbose"):
+        found = works(*learn, asked)
+        assert any(line.startswith("note: ") for line in found.err.splitlines())
+        assert "note" not in found.out
+    assert parsed(works("eval", "new", "images", "--json", "-v"))["images"] == 72
 
 
 def test_no_label_of_the_picture_lies_on_a_line(tmp_path, monkeypatch):

@@ -119,7 +119,7 @@ def test_ctrl_c_before_the_first_epoch_ends_keeps_what_was_there(home, refused, 
         ("ksm.bank.Bank.header", ["info", "colours"]),
         ("ksm.train.learn.scan", ["learn", "colours", "images", *FAST, "--force"]),
         ("ksm.data.load.read_image", ["learn", "colours", "images", *FAST, "--force"]),
-        ("ksm.bank.taskfile.os.fsync", ["learn", "colours", "images", *FAST, "--force"]),
+        ("ksm.core.atomic.os.fsync", ["learn", "colours", "images", *FAST, "--force"]),
     ],
 )
 def test_ctrl_c_anywhere_else_exits_with_130(home, ksm_, monkeypatch, place, command):

@@ -8,6 +8,8 @@ import pytest
 from cli.commands import FAST, TINY, damage, files, parsed, spoil
 from conftest import write_folder
 from ksm import Bank
+from ksm.backbones import DEFAULT
+from ksm.data.load import AUGMENTS
 
 
 def test_learning_says_what_is_masked_and_where_it_starts(home, works):
@@ -139,6 +141,12 @@ def test_learn_refuses_folders_that_are_no_data(home, refused):
     assert len(list((home / "bank").iterdir())) == 6
 
 
+def test_help_names_the_choices_and_the_default(works):
+    words = works("learn", "--help").out.replace("│", " ").split()
+    assert {kind for kind in AUGMENTS} <= {word.strip(",.") for word in words}
+    assert f"{DEFAULT}." in words
+
+
 OPTIONS = [
     (["--set", "nonsense"], "--set nonsense: expected KEY=VALUE"),
     (["--set", "=3"], "expected KEY=VALUE"),
@@ -153,7 +161,7 @@ OPTIONS = [
     (["--set", "mask_from=nothing"], "no module named 'nothing'"),
     (["--set", "name=bn"], "give --method bn"),
     (["--set", "recipe=released"], "give --recipe released"),
-    (["--method", "nope"], "no method named 'nope': expected one of ksm, piggyback"),
+    (["--method", "nope"], "no method named 'nope': expected one of bn, cpg"),
     (["--method", "bn", "--set", "alpha=0.5"], "method bn has no setting 'alpha'"),
     (["--method", "bn", "--recipe", "released"], "method bn has no released recipe"),
     (["--recipe", "nope"], "no recipe named 'nope': expected default or released"),

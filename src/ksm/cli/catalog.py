@@ -29,10 +29,8 @@ def backbones(json_: JsonOption = False) -> None:
         print_json(found)
         return
     print_table(["backbone", "about", "licence", "package"], [list(one.values()) for one in found])
-    print(
-        "Any timm or torchvision name works too (weights from a model hub), "
-        "and package.module:function."
-    )
+    print("A timm or torchvision name works too (its weights come from a model hub), and a")
+    print("function of your own: package.module:function.")
 
 
 def methods(method: MethodOption = None, json_: JsonOption = False) -> None:

@@ -110,12 +110,12 @@ class Display(Callback):
             self._phase = p.phase
         total = p.epochs * p.steps
         before = f"{p.phase} epoch {p.epoch + 1}/{p.epochs}"
-        used = len(before) + self._bar + 2 * len(str(total)) + 4
+        used = len(before) + self._bar + 2 * len(str(total)) + 5
         self.bars.update(
             self._training,
             description=before,
             completed=p.epoch * p.steps + p.step + 1,
-            text=figures(p, self.console.width - used),
+            text=f" {figures(p, self.console.width - used)}",
         )
 
     def epoch(self, record: dict[str, Any]) -> None:
