@@ -149,16 +149,23 @@ def twin_of(model, batch_norms):
     return reference.Network(values, batch_norms)
 
 
+def check_close(found, expected, near=NEAR):
+    """Compare arrays by name: all in one call, since numpy takes as long for a small one; where
+    that fails, one by one for the message."""
+    assert all(array.shape == expected[name].shape for name, array in found.items())
+    flat = [np.concatenate([each[name].ravel() for name in found]) for each in (found, expected)]
+    if not np.allclose(*flat, **near):
+        for name, array in found.items():
+            np.testing.assert_allclose(array, expected[name], **near, err_msg=name)
+
+
 def check_values(model, twin):
     state = model.state_dict()
-    for name, value in twin.values.items():
-        np.testing.assert_allclose(plain(state[name]), value, **NEAR, err_msg=name)
+    check_close({name: plain(state[name]) for name in twin.values}, twin.values)
 
 
 def check_weights(model, weights):
-    for name, weight in weights.items():
-        found = plain(model.get_submodule(name).weight)
-        np.testing.assert_allclose(found, weight, **NEAR, err_msg=name)
+    check_close({name: plain(model.get_submodule(name).weight) for name in weights}, weights)
 
 
 def trained(norms, biases=False):
@@ -367,9 +374,8 @@ def packnet_phase(model, phase, layers, twin, optimizer, rate, batch_norms, seed
         x, labels = batch(seed + number)
         weights = {name: layer.used(layer.task) for name, layer in layers.items()}
         grads, upstream = twin.gradients(weights, x.numpy(), labels)
-        for name, owned in owned_weights(model):
-            expected = np.where(layers[name].mine(), upstream[name], 0)
-            np.testing.assert_allclose(plain(owned.value.grad), expected, **NEAR)
+        expected = {n: np.where(layer.mine(), upstream[n], 0) for n, layer in layers.items()}
+        check_close({n: plain(owned.value.grad) for n, owned in owned_weights(model)}, expected)
         for name in trained(batch_norms):
             twin.values[name] = rival.step(name, twin.values[name], grads[name])
         for name, layer in layers.items():
@@ -551,10 +557,11 @@ def check_cpg(model, twin):
     check_weights(model, twin.weights())
     check_values(model, twin.network)
     check_owners(model, twin.layers)
+    expected = {name: layer.score for name, layer in twin.layers.items()}
+    check_close({name: plain(owned.score) for name, owned in owned_weights(model)}, expected)
     for name, owned in owned_weights(model):
         layer = twin.layers[name]
         np.testing.assert_array_equal((owned.pick() & owned.taken).numpy(), layer.picked())
-        np.testing.assert_allclose(plain(owned.score), layer.score, **NEAR)
         free = int((~owned.taken).sum())
         assert int(owned.keep.sum()) == round(free * (1 - layer.sparsity()))
 
@@ -575,10 +582,10 @@ def cpg_phase(model, phase, twin, seed, each, stage=None):
                 layer.prune_to(sparsity)
         x, labels = batch(seed + number)
         grads, upstream, scores = twin.gradients(x, labels)
-        for name, owned in owned_weights(model):
-            np.testing.assert_allclose(plain(owned.score.grad), scores[name], **NEAR)
-            mine = np.where(twin.layers[name].mine(), upstream[name], 0)
-            np.testing.assert_allclose(plain(owned.value.grad), mine, **NEAR)
+        owners = dict(owned_weights(model))
+        mine = {n: np.where(layer.mine(), upstream[n], 0) for n, layer in twin.layers.items()}
+        check_close({n: plain(owned.score.grad) for n, owned in owners.items()}, scores)
+        check_close({n: plain(owned.value.grad) for n, owned in owners.items()}, mine)
         twin.step(grads, upstream, scores)
         check_cpg(model, twin)
         for name, owned in owned_weights(model):
