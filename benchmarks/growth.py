@@ -1,5 +1,5 @@
-"""Whether the hundredth task costs what the first cost: time, memory and bytes, beside PackNet and
-CPG, whose tasks build on each other.
+"""Measures what the hundredth task costs and what the first cost: time, memory and bytes, for ksm
+and for PackNet and CPG, whose tasks build on each other.
 
 Each task tells two characters apart. Each method runs in a process of its own, and stops where its
 network is full. Writes results/speed/growth.{json,md}.
@@ -23,27 +23,27 @@ import torch
 from measuring import resident, write
 
 import ksm
-from ksm.core.allocator import keep_freed_blocks
 from ksm.compare.images import subset
 from ksm.compare.report import table
+from ksm.core.allocator import keep_freed_blocks
+from ksm.core.text import size
 from ksm.data.folder import scan
 from ksm.data.sets import get
-from ksm.core.text import size
 
 METHODS: dict[str, ksm.Method] = {
     "ksm": ksm.KSM(mask_from=None),
     "packnet": ksm.PackNet(),
     "cpg": ksm.CPG(max_size=4.0),
 }
-TRAINING = ksm.Training(epochs=4, augment="none", settle=2)
+TRAINING = ksm.Training(epochs=4, augment="none", precise_bn=2)
 PART = 10
 MOST = {"cpg": 38}
-"""How many tasks a method gets where each takes longer than the one before."""
+"""The most tasks of a method whose tasks each take longer than the one before."""
 IMAGES = {"train": 64, "val": 32, "test": 32}
 
 
 def folders(count: int, place: Path) -> list[Path]:
-    """So many pairs of characters, the same ones each time."""
+    """Make a folder of images for each of `count` pairs of characters, the same pairs each time."""
     source = get("characters")
     pairs = list(itertools.combinations(scan(source).classes, 2))
     chosen = random.Random(0).sample(pairs, count)
@@ -53,7 +53,7 @@ def folders(count: int, place: Path) -> list[Path]:
 def one(name: str, place: Path) -> None:
     """Learn the tasks of all folders one after another; print a JSON line for each."""
     keep_freed_blocks()
-    method = method_class(name)
+    method = METHODS[name]
     backbone = ksm.backbone("resnet50_1by2")
     with tempfile.TemporaryDirectory() as folder:
         bank = ksm.Bank(folder)
@@ -92,7 +92,7 @@ def one(name: str, place: Path) -> None:
 
 
 def text(found: dict[str, Any]) -> str:
-    """The table of what was measured."""
+    """Write the report."""
     rows: list[list[str]] = []
     for name in METHODS:
         learned, full = found[name]["learned"], found[name]["full"]
@@ -132,7 +132,9 @@ def text(found: dict[str, Any]) -> str:
 def main() -> None:
     arguments = argparse.ArgumentParser()
     arguments.add_argument("--tasks", type=int, default=100)
-    count = arguments.parse_args().tasks
+    arguments.add_argument("--out", type=Path, default=Path("results/speed/growth"))
+    given = arguments.parse_args()
+    count = given.tasks
     found: dict[str, Any] = {"tasks": count}
     with tempfile.TemporaryDirectory() as place:
         folders(count, Path(place))
@@ -142,7 +144,7 @@ def main() -> None:
             lines = [json.loads(line) for line in done.stdout.splitlines()]
             full = next((one["full"] for one in lines if "full" in one), None)
             found[name] = {"learned": [one for one in lines if "full" not in one], "full": full}
-    write(Path("results/speed/growth"), found, text(found))
+    write(given.out, found, text(found))
 
 
 if __name__ == "__main__":

@@ -1,5 +1,5 @@
-"""What a whole run of `ksm learn` takes on the device at hand, and what it reaches: ksm and
-fine-tuning, steps as usual and, on a GPU, replayed as a CUDA graph.
+"""Measures whole runs of `ksm learn` on the device at hand, time and accuracy: ksm and fine-tuning,
+on a GPU also with steps replayed as a CUDA graph.
 
 Real images (`ksm data get silhouette`) on the pretrained ResNet-50 of half width. Writes
 results/speed/learning.{json,md}, or what --out says.
@@ -17,8 +17,8 @@ from measuring import over, spread, write
 
 import ksm
 from ksm import Training
-from ksm.core.allocator import keep_freed_blocks
 from ksm.compare.report import table
+from ksm.core.allocator import keep_freed_blocks
 from ksm.data.sets import get
 
 BACKBONE = "resnet50_1by2"

@@ -1,4 +1,4 @@
-"""What the scripts beside this file share: timing in turns, untrained masks, a results file."""
+"""Shared by the scripts beside this file: timing in turns, untrained masks, a results file."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from ksm import Method, Task, add_task
+from ksm.core import _torchvision as _torchvision  # makes `import torchvision` possible after this
 from ksm.methods import parametrizations
 from ksm.methods._masked import ScoreMask
 
@@ -32,8 +33,10 @@ def in_turns(
     repeats: int,
     before: Callable[[], object] = lambda: None,
 ) -> Times:
-    """Seconds of each work, one after another in each repeat, so that a busy moment hits all; the
-    order goes round. `before` is done before each, and not counted."""
+    """Time each work in seconds, one after another in each repeat; the order goes round.
+
+    A busy moment of the machine then hits all of them. `before` is called before each, untimed.
+    """
     times: Times = {name: [] for name in works}
     for work in (*works.values(), *works.values()):  # to warm up
         work()
@@ -49,23 +52,23 @@ def in_turns(
 
 
 def spread(values: Sequence[float], form: str = ".2f") -> str:
-    """The median, and the quarter and three-quarter points: `1.23 (1.20 ... 1.31)`."""
+    """Write the median and the quartiles: `1.23 (1.20 ... 1.31)`."""
     low, high = torch.tensor(values).quantile(torch.tensor([0.25, 0.75])).tolist()
     return f"{median(values):{form}} ({low:{form}} ... {high:{form}})"
 
 
 def ms(times: Sequence[float], form: str = ".2f") -> str:
-    """`spread` of seconds, in ms."""
+    """Write the `spread` of seconds in ms."""
     return spread([1000 * one for one in times], form)
 
 
 def over(times: Sequence[float], rival: Sequence[float]) -> str:
-    """`spread` of the ratio to a rival, taken within each repeat."""
+    """Write the `spread` of the ratio to a rival, taken within each repeat."""
     return spread([one / other for one, other in zip(times, rival, strict=True)])
 
 
 def untrained(backbone: nn.Module, name: str, method: Method, classes: int = 8) -> Task:
-    """A task with random masks of the share `OFF`, for sizes and times alone."""
+    """Make a task with random masks, `OFF` of their units off: for sizes and times alone."""
     model = add_task(backbone, classes, method=method)
     for _, mask in parametrizations(model, ScoreMask):
         nn.init.normal_(mask.score, 5e-3 + 0.412 * 5e-3, 5e-3)  # P(score < 5e-3) = OFF
@@ -77,13 +80,13 @@ def untrained(backbone: nn.Module, name: str, method: Method, classes: int = 8) 
 
 
 def resident(what: str) -> int:
-    """Bytes of this process's resident set on Linux: `VmRSS` now, `VmHWM` at its peak."""
+    """Return the bytes of this process's resident set on Linux: `VmRSS` now, `VmHWM` its peak."""
     text = Path("/proc/self/status").read_text()
     return 1024 * int(text.split(f"{what}:")[1].split()[0])
 
 
 def processor() -> str:
-    """The processor's name where Linux tells it, else its kind."""
+    """Return the processor's name on Linux, elsewhere its kind."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         return next(line.split(":")[1].strip() for line in lines if "model name" in line)
@@ -92,8 +95,8 @@ def processor() -> str:
 
 
 def write(path: Path, found: Mapping[str, Any], text: str) -> None:
-    """Write a JSON with all numbers and a Markdown text beside it, both with the machine; print
-    the text."""
+    """Write a JSON file with all numbers and a Markdown file with the text, both with the machine;
+    print the text."""
     machine = {
         "processor": processor(),
         "cores": os.cpu_count(),

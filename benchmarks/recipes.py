@@ -1,7 +1,7 @@
-"""How soon each recipe reaches the validation accuracy with which the released one ends.
+"""Computes how soon each recipe reaches the validation accuracy with which the released one ends.
 
 Reads the cells that `ksm bench recipes` made and writes reached.md beside their folder. With
---alone, for cells that were measured one at a time on an idle machine, in seconds too.
+--alone, for cells that were measured one at a time on an idle machine, it has seconds too.
 """
 
 from __future__ import annotations
@@ -12,15 +12,15 @@ from pathlib import Path
 from statistics import mean, median
 from typing import Any
 
-from ksm.compare.cells import read
-from ksm.compare.report import table
+from ksm.compare.chain import read
 from ksm.compare.metrics import interval, paired
+from ksm.compare.report import table
 
 RIVAL = "ksm-released"
 
 
 def cells_of(folder: Path) -> dict[str, dict[str, dict[str, Any]]]:
-    """The cells by row, then by task and seed."""
+    """Read the cells, by row, then by task and seed."""
     found: dict[str, dict[str, dict[str, Any]]] = {}
     for path in sorted(folder.glob("cells/*/*.json")):
         found.setdefault(path.parent.name, {})[path.stem] = read(path)
@@ -28,13 +28,13 @@ def cells_of(folder: Path) -> dict[str, dict[str, dict[str, Any]]]:
 
 
 def reached(cell: dict[str, Any], goal: float) -> int | None:
-    """The first epoch with that validation accuracy."""
+    """Return the first epoch with that validation accuracy."""
     return next((each["epoch"] for each in cell["history"] if each["val_accuracy"] >= goal), None)
 
 
 def stopped(cell: dict[str, Any], patience: int) -> tuple[float, int]:
-    """The best validation accuracy and the number of epochs, had the run ended after so many
-    epochs without a better one."""
+    """Return the best validation accuracy and the epochs of the run, if it had ended after
+    `patience` epochs without a better one."""
     best, at = (-1.0, 0.0), 0
     for epoch, record in enumerate(cell["history"], start=1):
         key = (record["val_accuracy"], -record["val_loss"])
@@ -46,7 +46,8 @@ def stopped(cell: dict[str, Any], patience: int) -> tuple[float, int]:
 
 
 def gain(cells: dict[str, dict[str, Any]], goals: dict[str, dict[str, Any]], split: str) -> str:
-    """Points more than the rival's, paired, with half the width of the 95 % interval over seeds."""
+    """Write the mean difference to the rival in points, paired, with half its 95 % interval over
+    seeds."""
     accuracies = [
         {
             (each["setup"]["task"], each["setup"]["seed"]): 100 * each[split]
@@ -59,8 +60,8 @@ def gain(cells: dict[str, dict[str, Any]], goals: dict[str, dict[str, Any]], spl
 
 
 def seconds(cell: dict[str, Any], epoch: int) -> float:
-    """From the start of training to the end of an epoch; what came before the first epoch (outputs
-    of a trunk, kept for all) counts."""
+    """Return the seconds from the start of training to the end of an epoch; work before the first
+    epoch (computing a trunk's outputs) counts."""
     history = cell["history"]
     return cell["seconds"] - history[-1]["seconds"] + history[epoch - 1]["seconds"]
 
@@ -68,8 +69,8 @@ def seconds(cell: dict[str, Any], epoch: int) -> float:
 def shares(
     cells: dict[str, dict[str, Any]], goals: dict[str, dict[str, Any]], keys: list[str]
 ) -> list[str]:
-    """Time of the whole run, and until the goal where it was reached, each as a share of the whole
-    time of the rival."""
+    """Write the time of the whole run and the time until the goal, as shares of the time of the
+    rival's whole run."""
     whole = [cells[key]["seconds"] / goals[key]["seconds"] for key in keys]
     until = [
         seconds(cells[key], epoch) / goals[key]["seconds"]
@@ -84,7 +85,8 @@ def domain_of(key: str) -> str:
 
 
 def median_epoch(epochs: list[int | None]) -> str:
-    """After which the goal was reached; `-` where half of the seeds were never there."""
+    """Write the median of the epochs in which the goal was reached; `-` where half of the seeds
+    never reached it."""
     middle = median(math.inf if epoch is None else epoch for epoch in epochs)
     return f"{middle:g}" if middle < math.inf else "-"
 

@@ -1,9 +1,9 @@
-"""What a training step takes: ksm's, its rivals', and the convolutions alone.
+"""Times a training step: ksm's, its rivals', and the convolutions alone.
 
 All steps have the same network, batch, precision, threads, memory allocator, kind of optimizer
-(torch's fused one) and, but for a second row of fine-tuning, order of values (channels last, as in
-`ksm learn`). Writes results/speed/step.{json,md}, or what --out says; with --quick one network at
-one size, and nothing is written. On a GPU, for instance:
+(torch's fused one) and memory format (channels last, as in `ksm learn`), but for a second row of
+fine-tuning. Writes results/speed/step.{json,md}, or what --out says; --quick times one network at
+one size, prints two lines and writes nothing. On a GPU, for instance:
 
     python benchmarks/step.py --device cuda --batch 256 --bf16 --graphs --out step-gpu
 """
@@ -13,11 +13,11 @@ from __future__ import annotations
 import argparse
 import copy
 from collections.abc import Callable, Generator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 from statistics import median
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from measuring import Times, in_turns, ms, over, spread, write
@@ -28,16 +28,13 @@ from torch.profiler import ProfilerActivity, profile
 from torchvision.models import resnet18
 
 import ksm
+from ksm.compare.report import table
 from ksm.core.allocator import keep_freed_blocks
-from ksm.again import made_again
 from ksm.core.backbone import describe, new_head
 from ksm.core.clone import replace
-from ksm.compare.report import table
-from ksm.joining import joined
-from ksm.train.checkpointing import Memory, twice
+from ksm.task import origin
+from ksm.train.checkpointing import checkpointed
 from ksm.train.memory_format import ordered
-from ksm.shortcut import short
-from ksm.kernels.grouped import together
 
 NETWORKS: dict[str, Callable[[], nn.Module]] = {
     "resnet18": lambda: resnet18(weights=None),
@@ -50,8 +47,8 @@ Step = Callable[[], object]
 
 
 class ReleasedRule(nn.Module):
-    """The mask of a layer as plainly written autograd, after the equations as published: softmax of
-    two logarithms, and a min-max over a copy of the scores in which the units that are on are 0."""
+    """Mask of a layer as plain autograd, after the published code: softmax of two logarithms, and a
+    min-max over a copy of the scores in which the units that are on are 0."""
 
     def __init__(self, weight: Tensor) -> None:
         super().__init__()
@@ -78,27 +75,23 @@ def step_of(
     optimizer: torch.optim.Optimizer,
     images: Tensor,
     bf16: bool = False,
-    compiled: bool = False,
-    within: Callable[[Tensor], Tensor] | None = None,
+    arranged: bool = False,
 ) -> Step:
-    """Forward, loss, backward, and a step of the optimizer.
+    """Return a step: forward, loss, backward, optimizer.
 
     Args:
-        compiled: by torch, on a GPU with CUDA graphs.
-        within: what to call in place of the model, whose weights then stay in their order.
+        arranged: whether the memory format of the weights is already as it should be; else it
+            becomes that of the images.
     """
     labels = torch.arange(len(images), device=images.device) % CLASSES
     model.train()
-    if within is None and images.is_contiguous(memory_format=torch.channels_last):
+    if not arranged and images.is_contiguous(memory_format=torch.channels_last):
         model.to(memory_format=torch.channels_last)
     parameters = list(model.parameters())  # those too that the optimizer does not know
-    mode = "reduce-overhead" if images.is_cuda else "default"
-    run: Callable[[Tensor], Tensor] = torch.compile(model, mode=mode) if compiled else model
-    run = within or run
 
     def step() -> None:
         with torch.autocast(images.device.type, torch.bfloat16, enabled=bf16):
-            outputs = run(images)
+            outputs = model(images)
         functional.cross_entropy(outputs.float(), labels).backward()
         optimizer.step()
         for parameter in parameters:
@@ -107,8 +100,18 @@ def step_of(
     return step
 
 
+@contextmanager
+def as_trained(model: nn.Module, checkpointing: bool = False) -> Generator[None]:
+    """Set a task's model up as `ksm learn` does for the steps of its method's first phase."""
+    known = origin(model)
+    phase = next(known.method.phases(model, known.description.head, 1))
+    twice = checkpointed(model) if checkpointing else nullcontext()
+    with ordered(model, torch.channels_last), phase.during(), twice:
+        yield
+
+
 def copied(backbone: nn.Module) -> nn.Module:
-    """A plain copy of the network with a head for these classes, all of it trainable."""
+    """Copy the network and give it a head for these classes; all of it is trainable."""
     model = copy.deepcopy(backbone).requires_grad_(True)
     head = describe(backbone).head
     replace(model, head, new_head(model, head, CLASSES))
@@ -116,6 +119,7 @@ def copied(backbone: nn.Module) -> nn.Module:
 
 
 def released(backbone: nn.Module) -> nn.Module:
+    """Copy the network and mask its frozen convolutions by `ReleasedRule`."""
     model = copied(backbone)
     for module in model.modules():
         if isinstance(module, nn.Conv2d):
@@ -125,8 +129,8 @@ def released(backbone: nn.Module) -> nn.Module:
 
 
 def convolutions(backbone: nn.Module, images: Tensor, bf16: bool) -> Step:
-    """Forward, input gradient and weight gradient of the convolutions alone, on inputs and
-    gradients of the same shapes and layout as in the network."""
+    """Return a step of the convolutions alone: forward, input gradient and weight gradient, on
+    inputs and gradients with the shapes and memory format that they have in the network."""
     found: list[tuple[nn.Conv2d, Tensor, Tensor]] = []
     hooks = [
         module.register_forward_hook(
@@ -165,15 +169,14 @@ def steps_of(
     batch: int = BATCH,
     device: str = "cpu",
     bf16: bool = False,
-    compiled: bool = False,
     graphs: bool = False,
 ) -> Generator[dict[str, Step]]:
-    """All steps by name; on a GPU, each waits until it is done.
+    """Make all steps, by name; on a GPU, each waits until it is done.
 
     Args:
-        graphs: each step as one CUDA graph, where it can be.
+        graphs: make each step one CUDA graph, but for those of `UNCAPTURED`.
     """
-    shortcuts = ExitStack()  # as training has them
+    training = ExitStack()
     backbone = backbone.to(device)
     images = torch.randn(batch, 3, size, size, device=device)
     images = images.contiguous(memory_format=torch.channels_last)
@@ -182,41 +185,21 @@ def steps_of(
     step_by = partial(step_of, bf16=bf16)
     rate = {"lr": 1e-4}
 
-    def ours(
-        method: ksm.Method,
-        compiled: bool = False,
-        memory: Memory = "most",
-        shortcut: Literal["", "alone", "together"] = "together",
-    ) -> Step:
+    def ours(method: ksm.Method, checkpointing: bool = False) -> Step:
         model = ksm.add_task(backbone, CLASSES, method=method, size=size).train()
-        optimizer = adam(ksm.parameter_groups(model))
-        if compiled:
-            return step_by(model, optimizer, images, compiled=True)
-        shortcuts.enter_context(ordered(model, torch.channels_last, frozen=memory == "most"))
-        if shortcut:
-            shortcuts.enter_context(short(model))
-            if memory == "most" and shortcut == "together":
-                shortcuts.enter_context(together(model))
-        step = step_by(
-            model, optimizer, images, within=joined(model) if memory == "less" else model
-        )
-        if memory == "most":
-            return step
-
-        def in_less_memory() -> None:
-            with made_again() if memory == "less" else twice(model):
-                step()
-
-        return in_less_memory
+        training.enter_context(as_trained(model, checkpointing))
+        return step_by(model, adam(ksm.parameter_groups(model)), images, arranged=True)
 
     def without_masks(method: ksm.Method) -> Step:
-        """Plain weights where the method has masks; they get gradients, and are not stepped."""
+        """Return a step with plain weights in place of masked ones; they get gradients, and the
+        optimizer leaves them as they are."""
         start = method.mask_from
         model = ksm.add_task(backbone, CLASSES, method=ksm.Finetune(mask_from=start), size=size)
         small, _ = ksm.parameter_groups(model)
-        return step_by(model, adam(small["params"], **rate), images)
+        training.enter_context(as_trained(model))
+        return step_by(model, adam(small["params"], **rate), images, arranged=True)
 
-    tuned, tuned_sgd, usual, built = (copied(backbone) for _ in range(4))
+    tuned, tuned_sgd, usual = (copied(backbone) for _ in range(3))
     rule = released(backbone)
     rules = [parameter for parameter in rule.parameters() if parameter.requires_grad]
 
@@ -239,26 +222,15 @@ def steps_of(
         "Piggyback": ours(ksm.Piggyback()),
         "BatchNorm and head": ours(ksm.BN()),
         "ksm": ours(ksm.KSM()),
-        "ksm, less memory": ours(ksm.KSM(), memory="less"),
-        "ksm, less memory, pointwise 4": ours(ksm.KSM(pointwise=4), memory="less"),
-        "ksm, least memory": ours(ksm.KSM(), memory="least"),
+        "ksm, checkpointing": ours(ksm.KSM(), checkpointing=True),
         "no masks": without_masks(ksm.KSM()),
         "ksm everywhere": ours(everywhere),
-        "ksm everywhere, masks one by one": ours(everywhere, shortcut="alone"),
-        "ksm everywhere, no shortcut": ours(everywhere, shortcut=""),
-        "ksm everywhere, pointwise 4": ours(ksm.KSM(mask_from=None, pointwise=4)),
-        "ksm everywhere, less memory": ours(everywhere, memory="less"),
-        "ksm everywhere, least memory": ours(everywhere, memory="least"),
+        "ksm everywhere, checkpointing": ours(everywhere, checkpointing=True),
         "no masks everywhere": without_masks(everywhere),
         "convolutions": convolutions(backbone, images, bf16),
         "frozen forward": forward,
     }
-    if compiled:
-        optimizer = adam(built.parameters(), **rate)
-        steps["fine-tuning, Adam, compiled"] = step_by(built, optimizer, images, compiled=True)
-        steps["ksm, compiled"] = ours(ksm.KSM(), compiled=True)
-        steps["ksm everywhere, compiled"] = ours(everywhere, compiled=True)
-    with shortcuts:
+    with training:
         if images.is_cuda:
             steps = {
                 name: waited(captured(step) if graphs and name not in UNCAPTURED else step)
@@ -267,15 +239,13 @@ def steps_of(
         yield steps
 
 
-UNCAPTURED = (
-    "released rule", "ksm, least memory", "ksm everywhere, least memory",
-    "fine-tuning, Adam, compiled", "ksm, compiled", "ksm everywhere, compiled",
-)  # fmt: skip
-"""Steps that cannot be a CUDA graph, since they read numbers into Python, or are one already."""
+UNCAPTURED = ("released rule", "ksm, checkpointing", "ksm everywhere, checkpointing")
+"""Steps that cannot be a CUDA graph: one reads numbers into Python, the others do not train as one.
+"""
 
 
 def captured(step: Step) -> Step:
-    """The step as one CUDA graph."""
+    """Record a step as one CUDA graph; the step returned replays it."""
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
@@ -286,13 +256,15 @@ def captured(step: Step) -> Step:
     with torch.cuda.graph(graph):
         step()
 
-    def replay(kept: Step = step) -> None:  # a graph does not keep what its step reads
+    def replay(kept: Step = step) -> None:  # a graph does not keep the tensors that it reads
         graph.replay()
 
     return replay
 
 
 def waited(step: Step) -> Step:
+    """Let a step on a GPU end only when the GPU is done."""
+
     def until_done() -> None:
         step()
         torch.cuda.synchronize()
@@ -301,8 +273,8 @@ def waited(step: Step) -> Step:
 
 
 def overhead(times: Times, where: str = "") -> list[float]:
-    """What masks add to a step of the same network with its weights' gradients, as a share of what
-    the convolutions take.
+    """Return the time that masks add to a step of the same network with plain weights, as a share
+    of the time of its convolutions; a value a turn.
 
     Args:
         where: "" or " everywhere".
@@ -329,7 +301,7 @@ KINDS = {
         "aten::max_pool2d_with_indices", "aten::max_pool2d_with_indices_backward",
     ),
     "masks": (
-        "_Masked", "_MaskedBackward", "_AllMasked", "_AllMaskedBackward", "_SoftMask",
+        "_AllMasked", "_AllMaskedBackward", "_SoftMask",
         "_SoftMaskBackward", "aten::mul", "aten::sub", "aten::ge", "aten::lerp_", "aten::sigmoid_",
         "aten::sigmoid_backward", "aten::amin", "aten::amax", "aten::div_", "aten::add",
         "aten::mul_", "aten::sum", "aten::_foreach_copy_",
@@ -339,8 +311,8 @@ KINDS = {
 
 
 def shares(step: Step, cuda: bool) -> dict[str, float]:
-    """Where a step's time goes, by kind of operation, as torch's profiler sees it; on a GPU, the
-    GPU's."""
+    """Return the shares of a step's time by kind of operation, from torch's profiler; on a GPU, of
+    the GPU's time."""
     with profile(
         activities=[ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if cuda else [])]
     ) as seen:
@@ -358,13 +330,14 @@ def shares(step: Step, cuda: bool) -> dict[str, float]:
 
 
 GRAPHS = (
-    "Each step is one CUDA graph, replayed, but for those of the released rule and in least "
-    "memory, which read numbers into Python and so cannot be one: these run as usual. "
+    "Each step is one CUDA graph, replayed, but for the released rule and the steps with "
+    "checkpointing, which run as usual. "
 )
 RIVALS = ("fine-tuning, Adam", "released rule", "convolutions")
 
 
 def line(times: Times, where: str = "") -> str:
+    """Write ksm's step against its rivals' in one line: medians of the ratios within each turn."""
     ours = times[f"ksm{where}"]
     found = [
         median(one / other for one, other in zip(ours, times[name], strict=True))
@@ -377,7 +350,7 @@ def line(times: Times, where: str = "") -> str:
 
 
 def few(steps: dict[str, Step]) -> dict[str, Step]:
-    """Those that the two lines are about."""
+    """Return the steps that the two lines are about."""
     ours = ("ksm", "no masks", "ksm everywhere", "no masks everywhere")
     return {name: steps[name] for name in (*RIVALS, *ours)}
 
@@ -390,7 +363,6 @@ def main() -> None:
     arguments.add_argument("--device", default="cpu")
     arguments.add_argument("--batch", type=int, default=BATCH)
     arguments.add_argument("--bf16", action="store_true")
-    arguments.add_argument("--compile", action="store_true")
     arguments.add_argument("--graphs", action="store_true", help="steps as CUDA graphs")
     arguments.add_argument("--networks", nargs="+", default=list(NETWORKS), choices=list(NETWORKS))
     arguments.add_argument("--sizes", nargs="+", type=int, default=[64, 128])
@@ -411,9 +383,13 @@ def main() -> None:
         for size in given.sizes:
             case = f"{network}, {size} pixels"
             with steps_of(
-                NETWORKS[network]().eval(), size, given.batch, given.device, given.bf16,
-                given.compile, given.graphs,
-            ) as steps:  # fmt: skip
+                NETWORKS[network]().eval(),
+                size,
+                given.batch,
+                given.device,
+                given.bf16,
+                given.graphs,
+            ) as steps:
                 chosen = few(steps) if given.few else steps
                 times = found["seconds"][case] = in_turns(chosen, given.repeats)
                 part = (
@@ -437,14 +413,14 @@ def main() -> None:
     about = (
         f"# A training step\n\nOn {name}: {given.batch} images, "
         f"{'bf16 (autocast)' if given.bf16 else 'float32'}; median and middle half of "
-        f"{given.repeats} turns. {GRAPHS if given.graphs else ''}All in channels-last order but "
+        f"{given.repeats} turns. {GRAPHS if given.graphs else ''}All in channels-last format but "
         "where said, all with torch's fused optimizers, all in a process that keeps the memory "
         "that it frees. `ksm`: with its defaults, masks from stride 16 on; `everywhere`: on all "
-        "layers, as published. `released rule`: KSM with the published min-max on all layers, "
-        "written as plain autograd; `no masks`: the same network with plain weights where ksm has "
-        "masks, which get gradients but are not stepped; `convolutions`: of all layers, their "
-        "forward, input gradient and weight gradient alone. Overhead: what ksm's step takes more "
-        "than `no masks`, over `convolutions`."
+        "layers, as published. `checkpointing`: `--checkpointing`. `released rule`: KSM with the "
+        "published min-max on all layers, written as plain autograd; `no masks`: the same network "
+        "with plain weights where ksm has masks, which get gradients and are left as they are; "
+        "`convolutions`: of all layers, their forward, input gradient and weight gradient alone. "
+        "Overhead: the time of ksm's step less that of `no masks`, over `convolutions`."
     )
     write(given.out, found, "\n\n".join([about, *texts]))
 

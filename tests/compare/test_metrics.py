@@ -28,7 +28,7 @@ def test_tasks_that_do_not_touch_each_other_forget_nothing():
 
 def test_forward_transfer_is_against_each_task_alone():
     assert metrics.forward_transfer(R, [0.9, 0.5, 0.6]) == pytest.approx((0.1 - 0.2) / 2)
-    with pytest.raises(KsmError, match="2 accuracies alone for 3 tasks"):
+    with pytest.raises(KsmError, match="2 accuracies for 3 tasks: expected one a task"):
         metrics.forward_transfer(R, [0.9, 0.5])
 
 

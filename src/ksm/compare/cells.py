@@ -1,4 +1,4 @@
-"""Runs the cells that are missing, each in a process of its own."""
+"""Running a comparison: each missing cell in a process of its own."""
 
 from __future__ import annotations
 
@@ -32,27 +32,31 @@ def run(
     processes: int = 1,
     tell: Callable[[str], None] = print,
 ) -> list[str]:
-    """Measure all cells that are missing; rows with a goal come after those that give it.
+    """Measure all cells that are missing.
 
-    A row that cannot go on, such as one whose network is full, does not stop the others.
+    Rows with a goal come after the rows that give it. A row that cannot go on, for example because
+    its network is full, does not stop the others.
 
     Args:
         out: folder of the results.
-        processes: cells at the same time; with more than one, each has its share of the cores.
+        processes: how many cells to measure at the same time; each has its share of the cores.
         tell: called with a line for each cell.
 
     Returns:
         A line for each row and seed that could not be finished.
 
     Raises:
-        KsmError: a folder cannot be used, or a cell there has other settings.
+        KsmError: a folder of images cannot be used, or a cell in `out` has other settings.
     """
     for path in sorted((out / "cells").glob("*/*.json")):
         if read(path)["setup"].get("protocol") != described(protocol):
-            raise KsmError(f"{path} is of another protocol or its settings: choose another --out")
+            raise KsmError(
+                f"{path} is of another protocol, or of this one with other settings: choose "
+                "another --out"
+            )
     for place in range(len(protocol.domains)):
         images_of(protocol, place, out)
-    resource_tracker.ensure_running()  # its start would let a thread's interrupts through again
+    resource_tracker.ensure_running()  # started later, it would unblock a thread's interrupts
     if protocol.start != "pretrained":
         with ThreadPoolExecutor(1, initializer=_leave_interrupts) as pool:
             if line := pool.submit(_alone, prepare, protocol, out).result():
@@ -92,26 +96,32 @@ def _run_chain(
 
 
 def _alone(work: Callable[..., T], *arguments: Any) -> T:
-    """Do some work in a process of its own, so that its peak of memory is its own."""
+    """Call `work` in a process of its own: its peak of memory is then that of this work alone.
+
+    Raises:
+        KsmError: the process was killed; other errors are those of `work`.
+    """
     spawn = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(1, spawn, initializer=_begin) as pool:
         try:
             return pool.submit(work, *arguments).result()
         except BrokenProcessPool:
             raise KsmError(
-                "its process was killed, perhaps for want of memory: ask for fewer --processes"
+                "its process was killed, perhaps for lack of memory: ask for fewer --processes"
             ) from None
 
 
 def _leave_interrupts() -> None:
-    """Ctrl-C is the main thread's; a process started from this one waits with it too."""
+    """Block Ctrl-C in this thread and, until `_begin`, in the processes that it starts."""
     if hasattr(signal, "pthread_sigmask"):
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
 
 
 def _begin() -> None:
-    """As the command line begins; but learning keeps its best epoch when it is interrupted, which
-    here would make half a cell: an interrupt ends the process."""
+    """Set a new process up as the command line does, but let an interrupt end it.
+
+    Interrupted training would keep its best epoch, and the cell would be one of half a training.
+    """
     keep_freed_blocks()
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     if hasattr(signal, "pthread_sigmask"):

@@ -1,8 +1,9 @@
-"""Cells: one method on one task with one seed, each a JSON file; a row's tasks with one seed are a
-chain.
+"""Cells and chains: where the results of a comparison lie, and which of them are missing.
 
-A cell is written when it is done; the task files that it made are beside it in a bank a row and
-seed. A stopped run goes on with the cells that are missing.
+A cell is what one row (a method with settings) reached on one task with one seed: a JSON file. A
+chain is a row's cells with one seed, in the order in which the tasks are learned. Each chain has a
+bank of its own for its task files. A cell's file is written once the cell is measured, so a run
+that was stopped goes on with the cells that are missing.
 """
 
 from __future__ import annotations
@@ -21,14 +22,17 @@ from ksm.methods.registry import UnknownMethod, stored_method
 from ksm.train.settings import Training
 
 Cell = dict[str, Any]
+"""Content of a cell's file; `ksm.compare.measure` has the keys."""
 
 
 @dataclass(frozen=True)
 class Chain:
-    """A row's tasks in order, with one seed.
+    """The cells of one row with one seed.
 
     Args:
-        threads: of torch, in each cell's process; None: torch's own choice.
+        seed: of the training.
+        out: folder of the comparison's results.
+        threads: threads of torch in the process of each cell; None: as many as torch takes.
     """
 
     protocol: Protocol
@@ -39,17 +43,21 @@ class Chain:
 
     @property
     def bank(self) -> Bank:
+        """The bank with the chain's task files."""
         return Bank(self.out / "banks" / self.row.name / f"seed{self.seed}")
 
     def path(self, place: int) -> Path:
+        """Return the file of the cell of a task, by the task's place in the protocol."""
         name = self.protocol.domains[place].name
         return self.out / "cells" / self.row.name / f"{name}-seed{self.seed}.json"
 
     def goal(self, place: int) -> float | None:
-        """The accuracy that the row has to meet on a task; None where it has no goal.
+        """Return the validation accuracy, in [0, 1], that the row has to reach on a task.
+
+        None for a row without a goal.
 
         Raises:
-            KsmError: the row that gives it was not measured yet.
+            KsmError: the row that gives the goal was not measured on that task.
         """
         if self.row.goal_of is None:
             return None
@@ -57,18 +65,18 @@ class Chain:
         if not path.exists():
             raise KsmError(
                 f"row {self.row.name} has the accuracy of row {self.row.goal_of} as its goal, "
-                f"which has no cell {path}: compare both"
+                f"which has no cell {path}: compare both rows"
             )
         return read(path)["val"]
 
     def missing(self) -> list[int]:
-        """Places of the cells still to be measured.
+        """Return the places of the cells that are still to be measured.
 
-        Where tasks build on each other, all cells from the first that is missing on; and before
-        it those whose task file is gone.
+        Where tasks build on each other these are all cells from the first one on that is missing
+        or whose task file a later task needs and does not find.
 
         Raises:
-            KsmError: a cell there has other settings.
+            KsmError: a cell was measured with other settings.
         """
         places = [p for p in range(len(self.protocol.domains)) if not self._done(p)]
         if method_class(self.row.method).builds_on_tasks and places:
@@ -80,7 +88,7 @@ class Chain:
         return places
 
     def clear(self, place: int) -> None:
-        """Remove the task files from a place on, the last first, so that it can be measured."""
+        """Remove the task files of a place and of all later ones, the last one first."""
         for domain in reversed(self.protocol.domains[place:]):
             if domain.name in self.bank:
                 self.bank.remove(domain.name)
@@ -100,10 +108,13 @@ class Chain:
 
 
 def read(path: Path) -> Cell:
-    """A cell's file; a setting that ksm did not have when it was measured has its default.
+    """Read a cell's file.
+
+    Its settings become those of this version: a renamed setting has its new name, and a setting
+    that did not exist when the cell was measured has its default.
 
     Raises:
-        KsmError: it is none.
+        KsmError: the file cannot be read, or is no cell.
     """
     try:
         cell: Cell = json.loads(path.read_text(encoding="utf-8"))

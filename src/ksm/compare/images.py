@@ -17,7 +17,12 @@ _DONE = "subset.json"
 
 
 def images_of(protocol: Protocol, place: int, out: Path) -> Path:
-    """The folder of images of a protocol's task, made at the first call; see `subset`."""
+    """Return the folder of a task's images, made at the first call; see `subset`.
+
+    Args:
+        place: of the task in the protocol.
+        out: folder of the comparison's results.
+    """
     domain = protocol.domains[place]
     return subset(domain.folder(), out / "images" / domain.name, protocol.limit, domain.classes)
 
@@ -25,14 +30,17 @@ def images_of(protocol: Protocol, place: int, out: Path) -> Path:
 def subset(
     folder: Path, to: Path, limit: Mapping[str, int], classes: tuple[str, ...] | None = None
 ) -> Path:
-    """Links to the images of `folder` that are used, as `to/train|val|test/CLASS/*`, made once.
+    """Link a part of the images of `folder` as `to/train|val|test/CLASS/*`; done once.
 
-    The same images each time: spread evenly over each split, which is sorted by class.
+    It is the same part each time: spread evenly over each split, whose images are sorted by class.
 
     Args:
-        to: must be new, empty, or made by this function.
-        limit: at most so many images of a split, by the split's name.
-        classes: only these.
+        to: a folder that is new, empty, or made by this function.
+        limit: the most images of a split, by the split's name.
+        classes: only these; None: all.
+
+    Returns:
+        `to`.
 
     Raises:
         KsmError: the folder cannot be used, has no test split, a limit leaves a class without

@@ -1,4 +1,4 @@
-"""What the field measures on a sequence of tasks.
+"""Metrics of continual learning: average accuracy, forgetting, transfer.
 
 Everything starts from the accuracy matrix `R`, shape (T, T): `R[i, j]` is the test accuracy of task
 `j` after task `i` was learned, in [0, 1]; nan where it was not measured (`j > i`: a task has no
@@ -20,14 +20,14 @@ Matrix = NDArray[np.float64]
 
 
 def average_accuracy(matrix: Matrix) -> float:
-    """Mean of the last row: all tasks after the last one was learned (`ACC` of Lopez-Paz and
-    Ranzato, arXiv 1706.08840)."""
+    """Return the mean of the last row: all tasks after the last one was learned (`ACC` of
+    Lopez-Paz and Ranzato, arXiv 1706.08840)."""
     return float(_checked(matrix)[-1].mean())
 
 
 def forgetting(matrix: Matrix) -> float:
-    """How far tasks fell from their best, `mean_j (max_{i<T} R[i, j] - R[T, j])` over all tasks but
-    the last (Chaudhry et al., arXiv 1801.10112); 0 for a single task."""
+    """Return how far tasks fell from their best, `mean_j (max_{i<T} R[i, j] - R[T, j])` over all
+    tasks but the last (Chaudhry et al., arXiv 1801.10112); 0 for a single task."""
     r = _checked(matrix)
     if len(r) == 1:
         return 0.0
@@ -35,8 +35,8 @@ def forgetting(matrix: Matrix) -> float:
 
 
 def backward_transfer(matrix: Matrix) -> float:
-    """What learning later tasks did to earlier ones, `mean_j (R[T, j] - R[j, j])` over all tasks
-    but the last (arXiv 1706.08840); 0 for a single task."""
+    """Return what later tasks did to earlier ones, `mean_j (R[T, j] - R[j, j])` over all tasks but
+    the last (arXiv 1706.08840); 0 for a single task."""
     r = _checked(matrix)
     if len(r) == 1:
         return 0.0
@@ -44,28 +44,34 @@ def backward_transfer(matrix: Matrix) -> float:
 
 
 def forward_transfer(matrix: Matrix, alone: Sequence[float]) -> float:
-    """What earlier tasks did for later ones, `mean_j (R[j, j] - alone[j])` over all tasks but the
-    first; 0 for a single task.
+    """Return what earlier tasks did for later ones, `mean_j (R[j, j] - alone[j])` over all tasks
+    but the first; 0 for a single task.
 
-    Lopez-Paz and Ranzato take the accuracy before a task is learned, which tasks with heads of
-    their own do not have; this is the negative of Chaudhry et al.'s intransigence.
+    Lopez-Paz and Ranzato take the accuracy before a task is learned, but a task with a head of its
+    own has none before. This is the negative of the intransigence of Chaudhry et al.
 
     Args:
-        alone: accuracy of each task learned without the others, by the reference method.
+        alone: accuracy of each task learned without the others, by the reference method, in
+            [0, 1].
+
+    Raises:
+        KsmError: not one accuracy for each task.
     """
     r = _checked(matrix)
     if len(alone) != len(r):
-        raise KsmError(f"{len(alone)} accuracies alone for {len(r)} tasks")
+        raise KsmError(f"{len(alone)} accuracies for {len(r)} tasks: expected one a task")
     if len(r) == 1:
         return 0.0
     return float(mean(r[j, j] - alone[j] for j in range(1, len(r))))
 
 
 def interval(values: Sequence[float], confidence: float = 0.95) -> tuple[float, float]:
-    """Mean, and half the width of its confidence interval by Student's t; nan for one value.
+    """Return the mean and half the width of its confidence interval, by Student's t.
+
+    The half width is nan for one value.
 
     Raises:
-        KsmError: no value, or scipy is not installed.
+        KsmError: there is no value, or scipy is not installed.
     """
     if not values:
         raise KsmError("no value to average")
@@ -82,7 +88,7 @@ def interval(values: Sequence[float], confidence: float = 0.95) -> tuple[float, 
 def paired(
     first: dict[tuple[str, int], float], second: dict[tuple[str, int], float]
 ) -> list[float]:
-    """Differences `first - second` a seed: each the mean over the tasks that both have for it.
+    """Return the difference `first - second` for each seed that both have, the mean over tasks.
 
     Args:
         first, second: accuracies by task and seed.

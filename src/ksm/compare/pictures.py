@@ -1,4 +1,4 @@
-"""Cells to pictures."""
+"""From cells to pictures."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ COLOURS = (
     "#d1495b", "#0b6e99", "#2e8b57", "#e08e0b", "#7a5ea8", "#222222", "#8a5a00", "#1b9e9e",
     "#c0629f", "#7f8490", "#5c8a00",
 )  # fmt: skip
-"""Of the methods, in the order in which they first appear, from the start again after the last."""
+"""Colours of methods, in the order in which these first appear; after the last, the first again."""
 
 MARKERS = "svDx+^*"
 
@@ -161,8 +161,7 @@ def _scatter(
 
 
 def _put_beside(name: Any, taken: Sequence[Any]) -> None:
-    """Put a name beside its point, where it lies on the fewest of what is drawn: on nothing, if
-    there is such a place."""
+    """Put a name beside its point, at the place where it covers the fewest other drawn things."""
     boxes = [one.get_window_extent() for one in taken]
 
     def put(place: tuple[int, int]) -> int:

@@ -11,7 +11,7 @@ INK, LOSS, ACCURACY = "#222222", "#8a8f98", "#0b6e99"
 
 
 def figure(**settings: Any) -> Any:
-    """A matplotlib figure that draws to files alone.
+    """Return a matplotlib figure that draws to files, never to a screen.
 
     Raises:
         KsmError: matplotlib is not installed.
@@ -24,7 +24,7 @@ def figure(**settings: Any) -> Any:
 
 
 def curves(history: list[dict[str, Any]], best: int | None, title: str, file: Path) -> None:
-    """Loss and validation accuracy over the epochs, as a PNG.
+    """Draw loss and validation accuracy over the epochs into a PNG file.
 
     Args:
         history: records with `epoch`, `loss`, `val_loss` and `val_accuracy`.

@@ -24,8 +24,8 @@ class Domain:
 
     Args:
         name: of the task.
-        source: one of ksm's data sets by name, or a folder of labelled images.
-        augment, min_area: what suits its images; see `ksm.Training`.
+        source: name of one of ksm's data sets, or a folder of labelled images.
+        augment, min_area: augmentation that suits its images; see `ksm.Training`.
         stretch: see `ksm.learn`.
         classes: only these; None: all.
     """
@@ -38,6 +38,7 @@ class Domain:
     stretch: bool = False
 
     def folder(self) -> Path:
+        """Return the folder of its images; a data set of ksm is fetched at the first call."""
         return get(self.source) if self.source in SETS else Path(self.source)
 
 
@@ -51,10 +52,10 @@ class Row:
         recipe: `default`, or `released` for the published settings, schedule included; the
             protocol's epochs stay.
         settings: of the method.
-        training: settings of the training that differ; see `ksm.Training`.
-        goal_of: name of the row whose validation accuracy on the same task and seed is this one's
-            `goal` (CPG).
-        budget: how many times the protocol's epochs it has; the product is rounded.
+        training: settings of the training that differ from the protocol's; see `ksm.Training`.
+        goal_of: name of the row whose validation accuracy on the same task and seed is the
+            `goal` of this row's method (CPG).
+        budget: the row's epochs divided by the protocol's; the epochs are rounded.
     """
 
     name: str
@@ -68,17 +69,20 @@ class Row:
 
 @dataclass(frozen=True)
 class Protocol:
-    """A comparison's common ground.
+    """What all rows of a comparison share: the tasks, the backbone, the budget.
 
     Args:
         name: of the comparison.
-        domains: in the order in which they are learned.
+        domains: the tasks, in the order in which they are learned.
         backbone: by name.
         size: image side in pixels.
         epochs, batch: of each task; a method divides the epochs among its phases.
         limit: at most so many images of a split, by the split's name.
-        start: `pretrained`, or `first-task`: the backbone's weights are fresh, trained on the
-            first task with seed 0, and then frozen for all rows.
+        start: `pretrained`, or `first-task`: the backbone starts with random weights, is trained
+            on the first task with seed 0, and is then frozen for all rows.
+
+    Raises:
+        KsmError: two tasks have one name, or a name is not allowed.
     """
 
     name: str
@@ -108,42 +112,47 @@ FIVE_DOMAINS = (
 
 
 def five_domains(backbone: str = "resnet50_1by2") -> Protocol:
-    """Photographs, inspection, line drawings, art styles and characters on one backbone: a small
-    stand-in for the field's ImageNet-to-Sketch from package registries alone."""
+    """Return the five domains: photographs, inspection, line drawings, art styles, characters.
+
+    A small stand-in for the field's ImageNet-to-Sketch, from package registries alone.
+    """
     limit = {"train": 1000, "val": 500, "test": 1000}
     return Protocol("five-domains", FIVE_DOMAINS, backbone, limit=limit)
 
 
 def sizes(backbone: str = "resnet50_1by2") -> Protocol:
-    """The five domains, for the size of task files."""
+    """Return the five domains, to compare sizes of task files."""
     return dataclasses.replace(five_domains(backbone), name="sizes")
 
 
 def stages(backbone: str = "resnet50_1by2") -> Protocol:
-    """The five domains, for where the mask starts."""
+    """Return the five domains, to compare layers at which the mask starts."""
     return dataclasses.replace(five_domains(backbone), name="stages")
 
 
 def recipes(backbone: str = "resnet50_1by2") -> Protocol:
-    """The five domains, for how soon a recipe reaches an accuracy: the released one has 30
-    epochs."""
+    """Return the five domains with 30 epochs, to compare how soon recipes reach an accuracy."""
     return dataclasses.replace(five_domains(backbone), name="recipes", epochs=30)
 
 
 def ablation(backbone: str = "resnet50_1by2") -> Protocol:
-    """Two of the five domains, to choose settings on their validation splits."""
+    """Return two of the five domains, to choose settings on their validation splits."""
     return dataclasses.replace(five_domains(backbone), name="ablation", domains=FIVE_DOMAINS[3:])
 
 
 def described(protocol: Protocol) -> dict[str, Any]:
-    """All of a protocol that decides results, ready for JSON."""
+    """Return all facts of a protocol that decide results, ready for JSON."""
     facts = dataclasses.asdict(protocol)
     tasks = [{**task, "source": Path(task["source"]).name} for task in facts.pop("domains")]
     return json.loads(json.dumps({**facts, "tasks": tasks}))
 
 
 def training_of(protocol: Protocol, row: Row, place: int, seed: int) -> Training:
-    """How a cell is trained."""
+    """Return the training settings of a cell.
+
+    Args:
+        place: of the task in the protocol.
+    """
     domain = protocol.domains[place]
     budget: dict[str, Any] = {
         "epochs": max(1, round(row.budget * protocol.epochs)),
@@ -159,8 +168,10 @@ def training_of(protocol: Protocol, row: Row, place: int, seed: int) -> Training
 
 
 def setup_of(protocol: Protocol, row: Row, place: int, seed: int) -> dict[str, Any]:
-    """All that decides a cell's result, ready for JSON; the goal of a row that has one, and the
-    images themselves, aside."""
+    """Return all settings that decide a cell's result, ready for JSON.
+
+    Not among them: the value of a row's goal, and the images themselves.
+    """
     method = make(row.method, row.recipe, **row.settings)
     facts = {
         "protocol": described(protocol),

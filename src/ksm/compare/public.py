@@ -1,4 +1,4 @@
-"""The field's public comparisons, and twenty-two small tasks from package registries alone."""
+"""Protocols of the field (ImageNet-to-Sketch, CIFAR-100), and 22 small tasks to stand in for them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from torch import nn
 
 from ksm.compare.protocol import Domain, Protocol, Row
 from ksm.compare.rows import ROWS
-from ksm.core import _torchvision as _torchvision
 from ksm.data.cifar100 import SIDE, superclass_folders
 from ksm.data.folder import image_folder
 from ksm.data.load import Augment
@@ -19,14 +18,13 @@ from ksm.errors import KsmError
 
 
 def twenty_tasks(backbone: str = "resnet50_1by2") -> Protocol:
-    """22 tasks of 5 letters or digits each: a stand-in for CIFAR-100 in 20 tasks, from package
-    registries alone.
+    """Return 22 tasks of 5 letters or digits each, from package registries alone.
 
-    In this order: 5 tasks of upper-case and 5 of lower-case Latin letters, 2 of digits, 4 of
-    lower-case Greek and 6 of upper-case Russian letters, each alphabet cut into fives from its
-    start. The letters left over (Z, z, the last 4 Greek and the last 3 Russian ones) are in no
-    task. Greek capitals and small Russian letters are in none either: most have the shape of
-    another task's letter.
+    They stand in for CIFAR-100 in 20 tasks. In this order: 5 tasks of upper-case and 5 of
+    lower-case Latin letters, 2 of digits, 4 of lower-case Greek and 6 of upper-case Russian
+    letters. Each alphabet is cut into fives from its start; the letters left over (Z, z, the last 4
+    Greek and the last 3 Russian ones) are in no task. Greek capitals and small Russian letters are
+    left out too: most have the shape of another task's letter.
     """
     tasks: list[Domain] = []
     for name, letters in (
@@ -43,7 +41,7 @@ def twenty_tasks(backbone: str = "resnet50_1by2") -> Protocol:
 
 
 def _fives(name: str, source: str, classes: list[str]) -> list[Domain]:
-    """Tasks `name-1`, `name-2`, ... of 5 classes each; what does not fill a task is left out."""
+    """Make tasks `name-1`, `name-2`, ... of 5 classes each; a rest of fewer is left out."""
     return [
         Domain(
             f"{name}-{n + 1}",
@@ -62,25 +60,24 @@ IMAGENET_TO_SKETCH: tuple[tuple[str, str, Augment, bool], ...] = (
     ("WikiArt", "wikiart", "crop+flip", False),
     ("Sketch", "sketches", "crop+flip", False),
 )
-"""Each task with its folder and augmentation, and whether its images are stretched, in the order
-in which they are learned."""
+"""Name, folder, augmentation and `stretch` of each task, in the order in which they are learned."""
 
 _MIN_AREA = 0.08  # of a random crop, as published
 
 
 def imagenet_to_sketch(folder: Path, backbone: str = "torchvision:resnet50") -> Protocol:
-    """ImageNet-to-Sketch: five tasks at 224 px, 30 epochs, batches of 32, all images.
+    """Return ImageNet-to-Sketch: five tasks at 224 px, 30 epochs, batches of 32, all images.
 
-    Where the images come from: CUB-200-2011 (birds) from Caltech; Stanford Cars; Oxford Flowers
+    The images: CUB-200-2011 (birds) from Caltech; Stanford Cars; Oxford Flowers
     102; WikiArt, the paintings as the authors of PackNet and Piggyback prepared them for this
     benchmark; Sketch, TU Berlin's human sketches of objects (Eitz et al., 2012). CUBS and Cars are
-    cropped to the object by the data set's own boxes. ksm carries none of them: each has terms of
+    cropped to the object by the data set's own boxes. ksm contains none of them: each has terms of
     its own, to be read by whoever downloads it.
 
-    What differs from the published way of running it:
+    Differences from the published setup:
 
     - The test split selects nothing: where there is no `val`, 15 % of `train` become it (see
-      `ksm.data.folder.scan`), so there are fewer images to learn from.
+      `ksm.data.folder.scan`), which leaves fewer images to learn from.
     - Sets that are not cropped: published, short side 256, then a random part of 8 to 100 % of the
       image, with an aspect ratio from 3/4 to 4/3, resized to 224, and flipped. Here the short side
       is 224 and the ratio 4/5 to 5/4; the part is the same.
@@ -93,7 +90,7 @@ def imagenet_to_sketch(folder: Path, backbone: str = "torchvision:resnet50") -> 
             `sketches`, each with `train/CLASS/*` and `test/CLASS/*`.
 
     Raises:
-        KsmError: the folder or one of those in it is missing.
+        KsmError: the folder, or one of the five in it, is missing.
     """
     root = image_folder(folder).resolve()
     parts = [f"{place}/{part}" for _, place, *_ in IMAGENET_TO_SKETCH for part in ("train", "test")]
@@ -135,17 +132,20 @@ CIFAR100_ROWS = ROWS | {
         ),
     )
 }
-"""The rows with CPG's published settings for CIFAR-100: its own, and those that it gave PackNet."""
+"""The rows, with the settings of the CPG paper on CIFAR-100 for CPG and for PackNet."""
 
 VGG16_BN = "ksm.compare.public:vgg16_bn"
 
 
 def vgg16_bn() -> nn.Module:
-    """VGG16 with BatchNorm for images of 32 pixels, fresh weights; one Linear(512, 5) as head.
+    """Build VGG16 with BatchNorm for images of 32 pixels, and one Linear(512, 5) as its head.
 
-    Takes float tensors (N, 3, H, W), H and W at least 32, and gives logits (N, 5).
+    The weights are random. It takes float tensors (N, 3, H, W), H and W at least 32, and gives
+    logits (N, 5).
     """
-    from torchvision.models import vgg16_bn as build
+    from ksm.core import _torchvision as _torchvision  # makes the next import possible
+
+    from torchvision.models import vgg16_bn as build  # isort: skip
 
     network: Any = build(weights=None)
     network.avgpool = nn.AdaptiveAvgPool2d(1)
@@ -154,18 +154,18 @@ def vgg16_bn() -> nn.Module:
 
 
 def cifar100(folder: Path, to: Path, backbone: str = VGG16_BN) -> Protocol:
-    """CIFAR-100 in 20 tasks: its superclasses in its own order, 5 classes each.
+    """Return CIFAR-100 in 20 tasks: its superclasses in its own order, 5 classes each.
 
-    32 px, 100 epochs, batches of 32, all images. The network starts from fresh weights, is trained
-    on the first task, and then frozen for the methods that need a backbone.
+    32 px, 100 epochs, batches of 32, all images. The network starts with random weights, is trained
+    on the first task, and is then frozen for the methods that need a backbone.
 
     CIFAR-100 is Krizhevsky's; its page at the University of Toronto has the Python version. ksm
-    does not carry it.
+    does not contain it.
 
-    What differs from the published way of running it: 15 % of the training images become a
-    validation split, which selects in place of the test split; and PackNet and CPG, which were
-    published with all weights free at the first task, start from the same trained network as the
-    others, of which they free a part.
+    Differences from the published setup: 15 % of the training images become a validation split,
+    which selects in place of the test split. PackNet and CPG were published with all weights free
+    at the first task; here they start from the same trained network as the others, and free a part
+    of it.
 
     Args:
         folder, to: see `ksm.data.cifar100.superclass_folders`, which writes the images at the

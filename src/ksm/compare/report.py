@@ -1,4 +1,4 @@
-"""Cells to a table that a person reads."""
+"""From cells to the report: a Markdown text with tables."""
 
 from __future__ import annotations
 
@@ -33,8 +33,9 @@ class Results:
 
     Args:
         cells: by row, task and seed.
-        rows, tasks: names; rows in the protocol's order, others by name; tasks as learned.
-        split: whose accuracies count: `test`, or `val` where settings are to be chosen by them.
+        rows: names, in the order of the protocol's table; rows that it lacks come last, by name.
+        tasks: names, in the order in which they are learned.
+        split: whose accuracies are shown: `test`, or `val` where they are to choose settings.
     """
 
     cells: dict[tuple[str, str, int], Cell]
@@ -44,10 +45,11 @@ class Results:
 
     @classmethod
     def of(cls, out: Path, split: Split = "test") -> Results:
-        """Read all cells under a folder.
+        """Read all cells below a folder.
 
         Raises:
-            KsmError: there is none, or they are of different protocols.
+            KsmError: there is none, or they do not fit together: other protocols, other numbers
+                of images, or memory measured in another way.
         """
         found = [read(path) for path in sorted((out / "cells").glob("*/*.json"))]
         if not found:
@@ -76,12 +78,12 @@ class Results:
         return {"test": "test accuracy", "val": "validation accuracy"}[self.split]
 
     def seeds(self, row: str) -> list[int]:
-        """Seeds with which all tasks of the row were measured."""
+        """Return the complete seeds of a row: those with which all tasks were measured."""
         seeds = sorted({s for r, _, s in self.cells if r == row})
         return [s for s in seeds if all((row, task, s) in self.cells for task in self.tasks)]
 
     def accuracies(self, row: str) -> dict[tuple[str, int], float]:
-        """Accuracies of a row in %, by task and seed, complete seeds alone."""
+        """Return the accuracies of a row in %, by task and seed; only complete seeds."""
         return {
             (task, seed): 100 * self.cells[row, task, seed][self.split]
             for seed in self.seeds(row)
@@ -89,12 +91,12 @@ class Results:
         }
 
     def averages(self, row: str) -> list[float]:
-        """Average accuracy over the tasks in %, a seed."""
+        """Return the average accuracy over the tasks in %, for each complete seed."""
         found = self.accuracies(row)
         return [mean(found[task, s] for task in self.tasks) for s in self.seeds(row)]
 
     def matrix(self, row: str, seed: int) -> metrics.Matrix:
-        """Return the accuracy matrix `R` on the test split, (tasks, tasks); see
+        """Return the accuracy matrix `R` on the test split, shape (tasks, tasks); see
         `ksm.compare.metrics`."""
         matrix = np.full((len(self.tasks), len(self.tasks)), np.nan)
         for i, task in enumerate(self.tasks):
@@ -103,15 +105,19 @@ class Results:
         return matrix
 
     def of_row(self, row: str) -> list[Cell]:
+        """Return the cells of a row's complete seeds, seed by seed."""
         return [self.cells[row, task, s] for s in self.seeds(row) for task in self.tasks]
 
 
 def markdown(results: Results, about: str = "", against: str = AGAINST) -> str:
-    """The report: what was done, accuracies, differences, cost, and what tasks did to each other.
+    """Write the report: what was done, accuracies, differences, cost, forgetting and transfer.
 
     Args:
-        about: a paragraph for the head.
+        about: a paragraph for its head.
         against: the row with which the others are compared, seed by seed and task by task.
+
+    Raises:
+        KsmError: no row is complete.
     """
     complete = [row for row in results.rows if results.seeds(row)]
     if not complete:
@@ -190,7 +196,7 @@ def _accuracies(results: Results, rows: Sequence[str]) -> str:
         found, seeds = results.accuracies(row), results.seeds(row)
         by_task = [text([found[task, seed] for seed in seeds]) for task in results.tasks]
         body.append([row, str(len(seeds)), *by_task, f"**{text(results.averages(row))}**"])
-    if results.split == "val":  # what settings cost is told beside what they bring
+    if results.split == "val":  # a setting is chosen by its cost too, and there is no cost table
         head += ["task file", "units off"]
         for line, row in zip(body, rows, strict=True):
             cells = results.of_row(row)
@@ -294,12 +300,12 @@ def _transfer(results: Results, rows: Sequence[str]) -> str:
 
 
 def text(values: Sequence[float], sign: str = "") -> str:
-    """Mean with half its interval, one decimal."""
+    """Write a mean with half its confidence interval, one decimal each."""
     centre, half = metrics.interval(values)
     return f"{centre:{sign}.1f}" + ("" if math.isnan(half) else f" ± {half:.1f}")
 
 
 def table(head: Sequence[str], body: Sequence[Sequence[str]]) -> str:
-    """A Markdown table, its first column to the left and the others to the right."""
+    """Write a Markdown table: the first column aligned left, the others right."""
     rule = ["---", *["---:"] * (len(head) - 1)]
     return "\n".join(f"| {' | '.join(line)} |" for line in [head, rule, *body])

@@ -1,4 +1,4 @@
-"""The network that all rows of a comparison start from."""
+"""The frozen network that all rows of a comparison share."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ _SCRATCH = Row("backbone", "scratch")
 
 
 def prepare(protocol: Protocol, out: Path) -> str | None:
-    """Train the backbone on the first task, where the protocol says so and it was not done yet.
+    """Train the backbone on the first task, if the protocol asks for it and it was not done yet.
 
     Returns:
-        A line that tells how well it learned; None where there was nothing to do.
+        A line with the accuracy reached; None where there was nothing to do.
     """
     path = _path(out)
     if protocol.start == "pretrained" or path.exists():
@@ -53,10 +53,11 @@ def prepare(protocol: Protocol, out: Path) -> str | None:
 
 
 def backbone_of(protocol: Protocol, out: Path) -> nn.Module:
-    """The frozen network of all rows.
+    """Return the frozen network of all rows.
 
     Raises:
-        KsmError: it cannot be had, or the one that was trained is damaged or of another protocol.
+        KsmError: there is no such backbone, or the file that `prepare` wrote is damaged or of
+            another protocol.
     """
     from ksm.backbones import backbone
     from ksm.core.backbone import describe
