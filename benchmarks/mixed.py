@@ -15,13 +15,13 @@ from pathlib import Path
 from typing import Any, get_args
 
 import torch
+from ksm.measured import machine
 from measuring import in_turns, ms, over, untrained, write
 from torch import Tensor, nn
 
 import ksm
 from ksm import KSM
 from ksm.compare.report import table
-from ksm.measured import machine
 from ksm.infer.mixed import Strategy
 
 BACKBONE, SIZE = "resnet50_1by2", 64

@@ -19,11 +19,11 @@ from torchvision.models import resnet18, resnet50, vgg16_bn
 
 import ksm
 from ksm import KSM, Task, Training
-from ksm.compare.report import table
-from ksm.data.sets import get
-from ksm.core.text import percent, size
-from ksm.train.size_budget import size_of
 from ksm.bank.taskfile import pack
+from ksm.compare.report import table
+from ksm.core.text import percent, size
+from ksm.data.sets import get
+from ksm.train.size_budget import size_of
 
 NETWORKS: dict[str, Callable[[], nn.Module] | None] = {
     "resnet50_1by2": None,

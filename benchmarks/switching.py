@@ -24,11 +24,11 @@ from torchvision.models import resnet18, resnet50
 
 import ksm
 from ksm import KSM, Bank
+from ksm.bank.taskfile import pack, unpack
 from ksm.compare.report import table
 from ksm.core.text import size
 from ksm.core.unpacking import Unpacking
 from ksm.infer.hotswap import Place
-from ksm.bank.taskfile import pack, unpack
 
 NETWORKS: dict[str, Callable[[], nn.Module]] = {
     "resnet50_1by2": lambda: ksm.backbone("resnet50_1by2"),

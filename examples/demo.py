@@ -19,13 +19,13 @@ from torch import nn
 import ksm
 from ksm.backbones import DEFAULT
 from ksm.backbones.packaged import PACKAGED
+from ksm.cli.display import Display
+from ksm.compare.plot import ACCURACY, INK, LOSS, figure, save
 from ksm.core.backbone import describe, fingerprint
+from ksm.core.text import clock, percent, size
 from ksm.data.folder import Sample, scan
 from ksm.data.load import Augment, Images, load, normalise
 from ksm.data.sets import SETS, get
-from ksm.core.text import clock, percent, size
-from ksm.cli.display import Display
-from ksm.compare.plot import ACCURACY, INK, LOSS, figure, save
 
 SIZE, EPOCHS, IMAGES = 64, 8, 700
 DOMAINS: dict[str, Augment] = {"silhouette": "flip", "solar": "flip", "mnist-small": "none"}

@@ -1,52 +1,35 @@
 """From scores to masks: the equations of kernel-wise soft masks (KSM, arXiv 2009.05668).
 
 Each equation is a pure function of tensors. A score tensor `S` holds one real value for each unit
-of a layer (a kernel, by default); `soft_mask` gives a tensor of the same shape with the factor
-that multiplies the unit's weights: 1 where the unit is on, and between 0 and `alpha` where it is
-off. Shapes are free; dtypes are floating, and the result has the dtype of the scores.
+of a layer (a kernel, by default); `soft_mask` returns a tensor of the same shape with the factors
+that multiply the units' weights: 1 where a unit is on, and between 0 and `alpha` where it is off.
+Shapes are free; dtypes are floating, and the result has the dtype of the scores.
 
 Functions take the published settings as their defaults: beta 1200, tau 5e-3, temperature 100,
 alpha 0.5.
 """
 
 import math
-from typing import Literal, TypedDict, get_args
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
 Scaling = Literal["continuous", "detached", "minmax", "released", "none"]
 SCALINGS: tuple[Scaling, ...] = get_args(Scaling)
-ON_COUNTS: dict[Scaling, tuple[float, float]] = {
-    "minmax": (math.inf, -math.inf),
-    "released": (0.0, 0.0),
-    "none": (0.0, 0.0),
-}
-"""By scaling without a gradient, what a unit that is on counts as, for the smallest and for the
-largest off score of its layer."""
 Spacing = Literal["linear", "power"]
 SPACINGS: tuple[Spacing, ...] = get_args(Spacing)
 
 
-class Settings(TypedDict):
-    """Of `soft_mask`, where they are plain numbers; `alpha` is in [0, 1]."""
-
-    beta: float
-    tau: float
-    temperature: float
-    alpha: float
-    scaling: Scaling
-
-
 def logistic(score: Tensor, beta: float = 1200.0, tau: float = 5e-3) -> Tensor:
-    """Probability of the on state, `p = sigmoid(beta (S - tau))` (eq. 6)."""
+    """Return the probability of the on state, `p = sigmoid(beta (S - tau))` (eq. 6)."""
     return torch.sigmoid(beta * (score - tau))
 
 
 def gumbel_noise(score: Tensor, generator: torch.Generator | None = None) -> Tensor:
-    """Difference of two standard Gumbel draws, one for each score.
+    """Return the difference of two standard Gumbel draws for each score.
 
-    Added to `beta (S - tau)` it makes the softmax below a Gumbel-softmax sample (Jang et al.,
+    Added to `beta (S - tau)` it makes the softmax of eq. 8 a Gumbel-softmax sample (Jang et al.,
     arXiv 1611.01144).
     """
     draws = torch.empty((2, *score.shape), dtype=score.dtype, device=score.device)
@@ -61,9 +44,9 @@ def soft_on(
     temperature: float | Tensor = 100.0,
     noise: Tensor | None = None,
 ) -> Tensor:
-    """First entry of `softmax([log p, log(1 - p)] / T)` with `p` from `logistic` (eq. 8).
+    """Return the first entry of `softmax([log p, log(1 - p)] / T)`, `p` from `logistic` (eq. 8).
 
-    Since `log p - log(1 - p) = beta (S - tau)`, it is `sigmoid((beta (S - tau) + noise) / T)`,
+    Since `log p - log(1 - p) = beta (S - tau)`, that is `sigmoid((beta (S - tau) + noise) / T)`,
     which stays finite where `log(1 - p)` does not.
     """
     logit = beta * (score - tau)
@@ -73,12 +56,12 @@ def soft_on(
 def is_on(
     score: Tensor, beta: float = 1200.0, tau: float = 5e-3, noise: Tensor | None = None
 ) -> Tensor:
-    """Which units are on, a bool tensor: `S >= tau`; with noise `beta (S - tau) + noise >= 0`."""
+    """Return which units are on, bool: `S >= tau`; with noise `beta (S - tau) + noise >= 0`."""
     return score >= tau if noise is None else beta * (score - tau) + noise >= 0
 
 
 def binary(on: Tensor, soft: Tensor) -> Tensor:
-    """Binary part `M_b`: the value is 1 where on and 0 where off, the gradient is that of `soft`.
+    """Return the binary part `M_b`: 1 where on and 0 where off, with the gradient of `soft`.
 
     Args:
         on: bool, from `is_on`.
@@ -88,7 +71,7 @@ def binary(on: Tensor, soft: Tensor) -> Tensor:
 
 
 def minmax(score: Tensor, on: Tensor) -> Tensor:
-    """The off scores of one layer mapped to [0, 1] by min-max (the `n` of eq. 5); no gradient.
+    """Map the off scores of one layer to [0, 1] by min-max (the `n` of eq. 5); no gradient.
 
     The smallest off score gives 0 and the largest 1. With one unit off, or all off scores equal,
     there is no range to map, and they give 1: the least damping. Values where `on` have no meaning.
@@ -100,7 +83,8 @@ def minmax(score: Tensor, on: Tensor) -> Tensor:
 
 
 def released_minmax(score: Tensor, on: Tensor) -> Tensor:
-    """Min-max as the published code takes it: over the whole layer, with on units counted as 0.
+    """Map scores by min-max as the published code does: over the whole layer, with on units counted
+    as 0.
 
     Where that divides 0 by 0 (all values equal) the result is 1, as in `minmax`.
     """
@@ -116,12 +100,12 @@ def _mapped(score: Tensor, low: Tensor, high: Tensor) -> Tensor:
 def level_values(
     levels: int, spacing: Spacing = "linear", dtype: torch.dtype = torch.float32
 ) -> Tensor:
-    """The values in [0, 1] that a rounded `n(S)` can take, rising; shape (levels,), on the CPU.
+    """Return the values in [0, 1] that a rounded `n(S)` can take, rising; shape (levels,), CPU.
 
     - `linear`: equally spaced from 0 to 1.
-    - `power`: 0 and the powers of two up to 1, which hardware multiplies by with a shift.
+    - `power`: 0 and the powers of two up to 1, by which hardware multiplies with a shift.
 
-    One level is the value 1: off units then all have the factor `alpha`.
+    One level is the value 1: all off units then have the factor `alpha`.
     """
     if levels == 1:
         return torch.ones(1, dtype=dtype, device="cpu")
@@ -132,18 +116,18 @@ def level_values(
 
 
 def quantize(fraction: Tensor, values: Tensor) -> Tensor:
-    """Index of the nearest of `values` (rising, from `level_values`), uint8; the upper if two are
-    as near."""
+    """Return the index of the nearest of `values` (rising, from `level_values`), uint8; of two that
+    are as near the upper."""
     values = values.to(fraction)
     between = (values[1:] + values[:-1]) / 2
     return torch.bucketize(fraction, between, right=True).to(torch.uint8)
 
 
 def dequantize(level: Tensor, values: Tensor) -> Tensor:
-    """Inverse of `quantize`: indices to values.
+    """Return the values at indices from `quantize`.
 
-    The values come from one table made on the CPU: devices divide by a constant differently in the
-    last bit, and a stored mask must be the trained one on all of them.
+    They come from one table made on the CPU: devices divide by a constant differently in the last
+    bit, and a stored mask must be the trained one on all of them.
     """
     return values.to(level.device)[level.long()]
 
@@ -151,10 +135,10 @@ def dequantize(level: Tensor, values: Tensor) -> Tensor:
 def off_fraction(
     score: Tensor, on: Tensor, soft: Tensor, rule: Scaling, values: Tensor | None = None
 ) -> Tensor:
-    """The `n(S)` of eq. 5, in [0, 1], by one of the rules; meaningful where a unit is off.
+    """Return the `n(S)` of eq. 5, in [0, 1], by one of the rules; meaningful where a unit is off.
 
-    - `continuous`: `2 soft`, so that it reaches 1 at the threshold. Not in the paper; the gradient
-      flows through it. `detached`: the same without its gradient.
+    - `continuous`: `2 soft`, which reaches 1 at the threshold and has a gradient; not in the paper.
+      `detached`: the same without the gradient.
     - `minmax`, `released`: see `minmax` and `released_minmax`; no gradient.
     - `none`: 0, which leaves the binary mask alone.
 
@@ -177,18 +161,18 @@ def off_fraction(
 def compose(
     binary_part: Tensor, on: Tensor, fraction: Tensor, alpha: float | Tensor = 0.5
 ) -> Tensor:
-    """Soft mask `M = M_b + A`, with `A = alpha n(S)` where a unit is off, else 0 (eq. 4 and 5)."""
+    """Return the soft mask `M = M_b + A`, `A = alpha n(S)` where off, else 0 (eq. 4 and 5)."""
     return binary_part + torch.where(on, 0.0, alpha * fraction)
 
 
 def coded_bits(on: Tensor, soft: Tensor, levels: int) -> Tensor:
-    """How the coded size of one layer's mask, in bits, depends on its scores.
+    """Return a scalar whose gradient is that of the coded size of one layer's mask, in bits.
 
     A layer of `n` units of which a share `p` is off takes `n (H(p) + p log2 levels)` bits, with
-    `H` the binary entropy. One unit more that is off adds `log2((1 - p) / p) + log2 levels`. This
-    is that price for each unit, times how far it is off, `1 - soft`: its gradient is that of the
-    size; its value is not the size. Where so many units are off that one more would make the mask
-    smaller, the price is 0: a penalty never turns units off.
+    `H` the binary entropy. One unit more that is off adds `log2((1 - p) / p) + log2 levels`. The
+    result is that price times the sum of how far each unit is off, `1 - soft`; its value is not the
+    size. Where so many units are off that one more would make the mask smaller, the price is 0: a
+    penalty never turns units off.
 
     Args:
         on: bool, any shape, from `is_on`.
@@ -211,7 +195,7 @@ def soft_mask(
     noise: Tensor | None = None,
     values: Tensor | None = None,
 ) -> Tensor:
-    """The mask of one layer from its scores: all of the above in order.
+    """Return the mask of one layer from its scores (eq. 4 to 6 and 8).
 
     Args:
         score: one value for each unit, any shape, floating.

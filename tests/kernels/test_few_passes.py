@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from ksm import KSM, mask
-from ksm.kernels import few_passes as direct
+from ksm.kernels import few_passes
 from ksm.methods.ksm import SoftMask
 from test_mask import SETTINGS
 
@@ -30,7 +30,8 @@ LAYERS = {
 
 def both(score, upstream, scaling, chosen):
     found = []
-    for function in (direct.soft_mask, mask.soft_mask):
+    chosen = {**chosen, "temperature": torch.tensor(chosen["temperature"])}
+    for function in (few_passes.soft_mask, mask.soft_mask):
         leaf = score.clone().requires_grad_()
         made = function(leaf, **chosen, scaling=scaling)
         (made * upstream).sum().backward()
@@ -83,7 +84,8 @@ def test_training_takes_it_where_it_holds(method, training, taken):
 
 def test_what_is_no_number_stays_none():
     score = torch.tensor([1e-3, torch.nan, 1e-2, 2e-3])
-    found = direct.soft_mask(score, **SETTINGS[0], scaling="minmax")
+    chosen = {**SETTINGS[0], "temperature": torch.tensor(100.0)}
+    found = few_passes.soft_mask(score, **chosen, scaling="minmax")
     assert not found.isfinite().all()
 
 

@@ -11,9 +11,13 @@ import torch
 from torch import nn
 
 import ksm
-from conftest import tiny
+from conftest import PREPROCESS, tiny
 from ksm import KsmError, Training
-from ksm.train.checkpointing import MEMORIES
+from ksm.data.folder import scan
+from ksm.data.load import load
+from ksm.methods import Phase
+from ksm.train.loop import fit
+from ksm.train.objective import Classification
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
 
@@ -43,6 +47,9 @@ def assert_answers(task, backbone, rtol=1e-3):
 def test_a_task_learned_on_the_gpu_answers_on_the_cpu(colours, backbone, tmp_path, method):
     task = learn(backbone, colours, method)
     assert task.record["device"].startswith("cuda")
+    masks = {"ksm": "triton", "random-mask": None}.get(method)
+    assert task.record["kernels"].get("mask") == masks
+    assert ("triton" in task.record["kernels"]) == (method == "ksm")
     assert task.metrics["val"]["accuracy"] > 0.8 or method in ("probe", "random-mask")
     assert_answers(task, backbone)
     bank = ksm.Bank(tmp_path / "bank")
@@ -50,14 +57,14 @@ def test_a_task_learned_on_the_gpu_answers_on_the_cpu(colours, backbone, tmp_pat
     assert_answers(bank.load("colours"), backbone)
 
 
-@pytest.mark.parametrize("memory", MEMORIES)
+@pytest.mark.parametrize("checkpointing", [False, True])
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
-def test_memory_and_precision(colours, memory, precision):
+def test_checkpointing_and_precision(colours, checkpointing, precision):
     from torchvision.models import resnet18
 
     torch.manual_seed(0)
     backbone = resnet18(weights=None)
-    task = learn(backbone, colours, memory=memory, precision=precision, epochs=3)
+    task = learn(backbone, colours, checkpointing=checkpointing, precision=precision, epochs=3)
     assert len(task.record["history"]) == 3
     assert_answers(task, backbone, rtol=0.05)
 
@@ -86,8 +93,8 @@ def test_a_graph_learns_the_same(colours, name):
 
 
 METHODS = [
-    ksm.KSM(temperature_end=1.0), ksm.KSM(rate=1.0), ksm.KSM(noise=True), ksm.KSM(learn_alpha=True),
-    ksm.KSM(round_from=0.5), ksm.Piggyback(), ksm.PackNet(), ksm.CPG(), ksm.BN(), ksm.Finetune(),
+    ksm.KSM(temperature_end=1.0), ksm.KSM(size_penalty=1.0), ksm.KSM(noise=True),
+    ksm.KSM(learn_alpha=True), ksm.KSM(round_from=0.5), ksm.Piggyback(), ksm.PackNet(), ksm.CPG(), ksm.BN(), ksm.Finetune(),
     ksm.Probe(), ksm.KSM(mask_from="body"),
 ]  # fmt: skip
 
@@ -116,6 +123,30 @@ def test_what_cannot_be_a_graph_is_told(colours):
     with pytest.raises(KsmError, match=r"CUDA graph .*not permitted when stream is capturing"):
         ksm.learn(Reads(), colours, name="x", size=32, head="fc",
                   training=Training(graph=True, batch=8, epochs=1))  # fmt: skip
+
+
+def test_a_run_from_a_saved_state_goes_on_there(colours, backbone):
+    """With the scale of half-precision gradients and the GPU's random state."""
+    settings, states = Training(batch=8, precision="fp16"), []
+    found = scan(colours)
+    train, val = (load(found.splits[split], PREPROCESS) for split in ("train", "val"))
+
+    def run(saved=None):
+        model = ksm.add_task(backbone, 3, method=ksm.KSM(noise=True))
+        phase = Phase("train", 3, ksm.parameter_groups(model))
+        return fit(
+            model, phase, train, val, settings, Classification(3), saved=saved,
+            on_best=lambda score, record: None,
+            on_state=lambda state: states.append(state.state_dict(model)),
+        )  # fmt: skip
+
+    torch.manual_seed(0)
+    expected = run()
+    assert states[0]["scaler"]["scale"] > 0 and len(states[0]["random"]["cuda"]) > 0
+    torch.manual_seed(1)
+    found = run(states[0])
+    for one, other in zip(expected.epochs, found.epochs, strict=True):
+        assert one["val_loss"] == pytest.approx(other["val_loss"], rel=0.02)
 
 
 def test_an_engine_switches_there(colours):

@@ -1,42 +1,76 @@
-"""With masks made together a model learns as with each made alone, and afterwards is as it was.
+"""With masks made in a group a model learns as with each made alone, and afterwards is as it was.
 
-By what numba compiles, and by Triton: on a GPU where there is one, else in its interpreter.
+By Triton: on a GPU where there is one, else in its interpreter, for which a CPU counts as a GPU.
 """
 
 import copy
 
 import pytest
 import torch
-from ksm._fast import fast
-from test_shortcut import in_the_course, masked, masks_of, step
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 import ksm
-from ksm import KSM
-from ksm.kernels.grouped import together
-from ksm.train.checkpointing import within
+from ksm import KSM, kernels
+from ksm.methods.ksm import SoftMask
+from ksm.task import origin
+from ksm.train.checkpointing import checkpointed
 
-KINDS = {
-    "numba": ("fused_training", "_Masked", "cpu"),
-    "triton": ("fused_gpu", "_AllMasked", "cuda" if torch.cuda.is_available() else "cpu"),
-}
+triton_masks = pytest.importorskip("ksm.kernels.triton_masks", exc_type=ImportError)
 
 
-@pytest.fixture(params=KINDS)
-def device(request, monkeypatch):
-    name, _, device = KINDS[request.param]
-    if fast(name) is None:
-        pytest.skip(f"{request.param} is not installed")
-    monkeypatch.setattr("ksm.methods.ksm.GPUS", (device,) if request.param == "triton" else ())
+@pytest.fixture
+def device(monkeypatch):
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    monkeypatch.setattr(kernels, "GPUS", (device,))
     return device
 
 
 @pytest.fixture
-def operation(request, device):
+def operation(device):
     """What autograd sees of the masks that are made together."""
-    name, operation, _ = KINDS[request.node.callspec.params["device"]]
-    return getattr(fast(name), operation)
+    return triton_masks._AllMasked
+
+
+def together(model):
+    """What the loop enters while it trains."""
+    known = origin(model)
+    return next(known.method.phases(model, known.description.head, 1)).during()
+
+
+def masked(method=None, device="cpu"):
+    """A network of two masked layers with random scores."""
+    torch.manual_seed(0)
+    layers = [nn.Conv2d(8, 6, 3), nn.ReLU(), nn.Conv2d(6, 8, 1), nn.Flatten(), nn.Linear(72, 4)]
+    backbone = nn.Sequential(*layers).to(device)
+    model = ksm.add_task(backbone, 3, method=method or KSM(), head="4").train()
+    for module in model.modules():
+        if isinstance(module, SoftMask):
+            nn.init.normal_(module.score, 5e-3, 5e-3)
+    return model
+
+
+def masks_of(model):
+    return [each for each in model.modules() if isinstance(each, SoftMask)]
+
+
+def in_the_course(*models):
+    """Shares of a training, with the masks as they are then, and scores that move."""
+    for share in (0.0, 0.25, 0.75):
+        for mask in (each for model in models for each in masks_of(model)):
+            mask.at(share)
+            with torch.no_grad():
+                mask.score += 1e-4
+        yield share
+
+
+def step(model):
+    for parameter in model.parameters():
+        parameter.grad = None
+    torch.manual_seed(1)
+    out = model(torch.randn(2, 8, 5, 5).to(next(model.parameters()).device))
+    out.square().sum().backward()
+    return out, [p.grad for p in model.parameters() if p.grad is not None]
 
 
 def are_together(model):
@@ -134,51 +168,47 @@ def test_where_not_all_fit(device):
 @pytest.mark.parametrize("method", [KSM(noise=True), KSM(learn_alpha=True), ksm.Piggyback()])
 def test_masks_that_are_left(method, device):
     model = masked(method, device=device)
-    kinds = [type(each) for each in model.modules()]
     with together(model):
-        assert [type(each) for each in model.modules()] == kinds
+        joint, _ = asked(model)
+    assert not joint
 
 
-@pytest.mark.parametrize("memory", ["most", "less", "least"])
-def test_training_takes_it_where_nothing_is_saved(memory, device):
+def test_blocks_that_are_checkpointed_have_their_weights_made_alone(device):
     backbone = nn.Sequential(
         nn.Conv2d(8, 6, 3), nn.Sequential(Block(), Block()), nn.Conv2d(6, 6, 1), nn.Flatten(),
         nn.Linear(54, 2),
     ).to(device)  # fmt: skip
     model = ksm.add_task(backbone, 3, head="4").train()
     expected = step(model)
-    with within(model, memory):
+    seen = []
+    hook = model[1][0].conv.register_forward_hook(
+        lambda layer, *_: seen.append(layer.weight.grad_fn is model[0].weight.grad_fn)
+    )
+    with together(model), checkpointed(model):
         joint, found = asked(model)
-        assert joint == (memory == "most")
+    hook.remove()
+    assert joint and seen and not any(seen)
     assert_close(found, expected)
 
 
-@pytest.mark.parametrize("device", ["triton"], indirect=True)
 def test_where_triton_cannot_compile(monkeypatch, device, operation):
     def fail(*_):
         raise RuntimeError("Failed to find C compiler")
 
-    works = fast("fused_gpu").works
-    works.cache_clear()
+    def forget():
+        triton_masks.works.cache_clear()
+        kernels.triton_for.cache_clear()
+
+    forget()
     with monkeypatch.context() as patch:
         patch.setattr(operation, "forward", fail)
         model = masked(device=device)
         expected = step(model)
         with together(model):
-            assert_close(step(model), expected)
-    works.cache_clear()
-
-
-@pytest.mark.parametrize("device", ["numba"], indirect=True)
-@pytest.mark.parametrize("room", [0, 479, 480])
-def test_groups_on_a_cpu(monkeypatch, device, room):
-    monkeypatch.setattr("ksm.kernels.grouped.ROOM", room)
-    model = masked(device=device)
-    expected = step(model)
-    with together(model):
-        joint, found = asked(model)
-        assert joint == (room == 6 * 8 * 9 + 8 * 6)
-        assert_close(found, expected)
+            joint, found = asked(model)
+            assert not joint
+            assert_close(found, expected)
+    forget()
 
 
 def under(context, first=True):
@@ -209,7 +239,7 @@ def inferred(row, x):
     return x.clone()
 
 
-def checkpointed(reentrant):
+def computed_twice(reentrant):
     def run(row, x):
         x = x if x.requires_grad else x.requires_grad_()
         return checkpoint(row, x, use_reentrant=reentrant)
@@ -220,8 +250,8 @@ def checkpointed(reentrant):
 PARTS = {
     "no_grad": without_gradients,
     "inference": inferred,
-    "checkpoint": checkpointed(False),
-    "reentrant checkpoint": checkpointed(True),
+    "checkpoint": computed_twice(False),
+    "reentrant checkpoint": computed_twice(True),
 }
 
 

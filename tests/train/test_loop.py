@@ -24,12 +24,21 @@ from ksm.data.folder import scan
 from ksm.data.load import Images, load, normalise
 from ksm.methods import Phase
 from ksm.methods.ksm import SoftMask
-from ksm.train.callbacks import Watcher
+from ksm.train.callbacks import Callback
 from ksm.train.evaluate import evaluate
-from ksm.train.loop import cosine, fit, settle, tenths
-from ksm.train.memory_format import layout_of, ordered
+from ksm.train.loop import fit
+from ksm.train.memory_format import memory_format_of, ordered
+from ksm.train.objective import Classification, balanced
+from ksm.train.phases import Run
+from ksm.train.precise_bn import precise_bn
+from ksm.train.schedule import cosine, tenths
 
 QUICK = Training(epochs=3, batch=8)
+CLASSES = Classification(3)
+
+
+def ignore(score, record):
+    """For `on_best`, where a test does not look at it."""
 
 
 def learn(folder, backbone=None, **settings):
@@ -84,15 +93,13 @@ def test_what_validation_measured_is_what_the_stored_task_gives(colours, backbon
 
 
 def test_validation_selects_the_epoch(colours, monkeypatch):
-    from ksm.train import loop as training
-
     results = iter([(0.5, 1.0), (0.75, 2.0), (0.75, 1.0), (0.25, 0.1)])
 
-    def pretend(model, images, batch=64):
+    def pretend(model, images, objective):
         accuracy, loss = next(results)
         return {"accuracy": accuracy, "loss": loss}
 
-    monkeypatch.setattr(training, "evaluate", pretend)
+    monkeypatch.setattr(ksm.train.loop, "evaluate", pretend)
     kept, real = [], ksm.train.phases.snapshot
 
     def spy(model):
@@ -126,12 +133,14 @@ def test_an_interrupt_while_the_best_is_kept_loses_nothing(colours, monkeypatch)
 
 
 def test_the_history_has_every_epoch_that_can_be_kept():
-    def interrupt(record):
+    def interrupt(score, record):
         raise KeyboardInterrupt  # as one that lands just after the task was taken
 
     model = ksm.add_task(tiny(), 3)
     training = Training(batch=8)
-    history = fit(model, phase(model, 2), images_of(16), images_of(5), training, on_best=interrupt)
+    history = fit(
+        model, phase(model, 2), images_of(16), images_of(5), training, CLASSES, on_best=interrupt
+    )
     assert history.stopped == "interrupted" and len(history.epochs) == 1
 
 
@@ -155,7 +164,9 @@ def test_files_that_are_no_images_are_told_and_strict_refuses_them(colours):
 def test_the_test_split_is_read_once(colours, monkeypatch):
     calls = []
     monkeypatch.setattr(
-        ksm.train.learn, "evaluate", lambda model, images: calls.append(len(images)) or {"accuracy": 1}
+        ksm.train.learn,
+        "evaluate",
+        lambda model, images: calls.append(len(images)) or {"accuracy": 1},
     )
     task = learn(colours)
     assert calls == [len(scan(colours).splits["test"])]
@@ -172,7 +183,7 @@ def test_seeds(colours):
     assert not torch.equal(first.tensors["own/fc.weight"], other.tensors["own/fc.weight"])
 
 
-class Interrupting(Watcher):
+class Interrupting(Callback):
     def __init__(self, after):
         self.after = after
 
@@ -186,16 +197,16 @@ class Interrupting(Watcher):
 
 
 def test_interrupted_runs_keep_the_best_so_far(colours):
-    task = learn(colours, watcher=Interrupting(2))
+    task = learn(colours, callback=Interrupting(2))
     assert task.record["stopped"] == "interrupted" and len(task.record["history"]) == 2
     assert task.metrics["test"]["images"] > 0
     with pytest.raises(KsmError, match="interrupted before there was anything to keep"):
-        learn(colours, watcher=Interrupting(0))
+        learn(colours, callback=Interrupting(0))
 
 
 def test_patience(colours):
     still = KSM(lr=1e-12, score_lr=1e-12)
-    training = Training(epochs=9, batch=8, patience=2, settle=0)
+    training = Training(epochs=9, batch=8, patience=2, precise_bn=0)
     task = learn(colours, method=still, training=training)
     assert task.record["stopped"] == "no better validation accuracy for 2 epochs"
     assert len(task.record["history"]) == task.record["best_epoch"] + 2
@@ -209,44 +220,46 @@ def test_a_loss_that_is_not_finite_ends_the_run(colours):
 def test_one_image_left_over_does_not_reach_batchnorm():
     model = ksm.add_task(tiny(), 3)
     training = Training(batch=8)
-    history = fit(model, phase(model), images_of(17), images_of(5), training, on_best=print)
+    history = fit(
+        model, phase(model), images_of(17), images_of(5), training, CLASSES, on_best=ignore
+    )
     assert len(history.epochs) == 1
     with pytest.raises(KsmError, match="1 training images: expected at least 2"):
-        fit(model, phase(model), images_of(1), images_of(5), training, on_best=print)
+        fit(model, phase(model), images_of(1), images_of(5), training, CLASSES, on_best=ignore)
 
 
-def test_balance_and_label_smoothing_change_the_loss(monkeypatch):
-    from ksm.train import loop as training
-
+def test_balance_and_label_smoothing_change_the_loss(colours, monkeypatch):
+    """From the settings of `learn` to the loss of a step."""
+    for place in range(6):  # the classes are not alike
+        (colours / "red" / f"{place}.png").unlink()
     seen = []
     real = nn.functional.cross_entropy
 
     def spy(outputs, label, weight=None, label_smoothing=0.0, **rest):
-        seen.append((weight, label_smoothing))
+        if outputs.requires_grad:
+            seen.append((weight, label_smoothing))
         return real(outputs, label, weight, label_smoothing=label_smoothing, **rest)
 
-    monkeypatch.setattr(training.functional, "cross_entropy", spy)
-    model = ksm.add_task(tiny(), 3)
-    train = images_of(12)
-    train.samples[:] = [(None, label) for label in [0] * 6 + [1] * 4 + [2] * 2]
-    fit(
-        model,
-        phase(model),
-        train,
-        images_of(6),
-        Training(batch=12, balance=True, label_smoothing=0.1),
-        on_best=lambda record: None,
-    )
+    monkeypatch.setattr(nn.functional, "cross_entropy", spy)
+    learn(colours, training=Training(epochs=1, batch=12, balance=True, label_smoothing=0.1))
+    labels = torch.tensor([label for _, label in scan(colours).splits["train"]])
     weight, smoothing = seen[0]
-    torch.testing.assert_close(weight.cpu(), torch.tensor([12 / 18, 12 / 12, 12 / 6]))
-    assert smoothing == 0.1
+    assert len(set(weight.tolist())) > 1 and smoothing == 0.1
+    torch.testing.assert_close(weight.cpu(), balanced(labels))
+    learn(colours, training=Training(epochs=1, batch=12))
+    assert seen[-1] == (None, 0.0)
 
 
-def test_settle_gives_plain_averages_and_leaves_frozen_norms_alone():
+def test_a_balanced_class_weighs_the_inverse_of_its_share():
+    labels = torch.tensor([0] * 6 + [1] * 4 + [2] * 2)
+    torch.testing.assert_close(balanced(labels), torch.tensor([12 / 18, 12 / 12, 12 / 6]))
+
+
+def test_precise_bn_gives_plain_averages_and_leaves_frozen_norms_alone():
     images = images_of(32)
     model = ksm.add_task(tiny(), 3).eval()
     momentum = model.norm1.momentum
-    settle(model, images, 8, 4, torch.Generator().manual_seed(0))
+    precise_bn(model, images, 8, 4, torch.Generator().manual_seed(0))
     inputs = normalise(torch.stack([images[i][0] for i in range(32)]), PREPROCESS)
     with torch.no_grad():
         batches = model.stem(inputs)
@@ -260,12 +273,12 @@ def test_settle_gives_plain_averages_and_leaves_frozen_norms_alone():
         nn.Sequential(nn.InstanceNorm2d(3, affine=True, track_running_stats=True), tiny()), 3
     ).eval()
     instance[0].running_mean.fill_(0.3)
-    settle(instance, images, 8, 4, torch.Generator())
+    precise_bn(instance, images, 8, 4, torch.Generator())
     assert (instance[0].running_mean == 0.3).all()  # it knows no plain average
 
     frozen = share(tiny())
     before = frozen.norm1.running_mean.clone()
-    settle(frozen, images, 8, 4, torch.Generator())
+    precise_bn(frozen, images, 8, 4, torch.Generator())
     assert torch.equal(frozen.norm1.running_mean, before)
 
 
@@ -300,7 +313,7 @@ def test_augmentation():
         ({"augment": "x"}, "augment 'x': expected one of none, flip"),
         ({"precision": "fp8"}, "precision 'fp8'"),
         ({"min_area": 0}, "min_area is 0"),
-        ({"settle": -1}, "settle is -1"),
+        ({"precise_bn": -1}, "precise_bn is -1"),
         ({"seed": -1}, "seed is -1"),
         ({"seed": 10**20}, "seed is 100000000000000000000"),
     ],
@@ -346,12 +359,12 @@ def test_a_limit_that_leaves_a_class_out(tmp_path):
 def test_limit_takes_from_every_class_the_same_images(colours):
     seen = []
 
-    class Watch(Watcher):
+    class Watch(Callback):
         def scanned(self, folder, epochs):
             seen.append(folder.splits["train"])
 
     for _ in range(2):
-        learn(colours, limit=12, watcher=Watch(), training=Training(epochs=1, batch=8))
+        learn(colours, limit=12, callback=Watch(), training=Training(epochs=1, batch=8))
     assert seen[0] == seen[1] and len(seen[0]) == 12
     assert {label for _, label in seen[0]} == {0, 1, 2}
 
@@ -387,9 +400,9 @@ def test_tenths_fall_at_their_shares():
         [1, 1, 0.1, 0.1, 0.01, 0.01]
     )
     assert [tenths(100, 4, (0.5,))(i) for i in (0, 3, 4)] == pytest.approx([0.2, 0.8, 1])
-    for drops in [(0.8, 0.5), (0.0,), (1.0,)]:
-        with pytest.raises(KsmError, match=r"drops are .* expected rising values between 0 and 1"):
-            Training(drops=drops)
+    for wrong in [(0.8, 0.5), (0.0,), (1.0,)]:
+        with pytest.raises(KsmError, match=r"milestones are .* expected rising values between"):
+            Training(milestones=wrong)
 
 
 def test_groups_choose_their_optimizer():
@@ -403,7 +416,9 @@ def test_groups_choose_their_optimizer():
         {"params": [bias], "lr": 0.01},
     ]
     one_step = Training(batch=16, warmup=0.0)
-    fit(model, Phase("x", 1, groups), images_of(16), images_of(5), one_step, on_best=print)
+    fit(
+        model, Phase("x", 1, groups), images_of(16), images_of(5), one_step, CLASSES, on_best=ignore
+    )
     torch.testing.assert_close(weight.detach().cpu(), before[0] - 0.5 * gradients[-1])
     moved = (bias.detach().cpu() - before[1]).abs()  # Adam's first step is its learning rate
     torch.testing.assert_close(moved, torch.full_like(moved, 0.01), rtol=1e-3, atol=0)
@@ -413,7 +428,10 @@ def test_groups_choose_their_optimizer():
 def test_a_graph_needs_a_gpu():
     model = ksm.add_task(tiny(), 3)
     with pytest.raises(KsmError, match="graph needs a CUDA GPU, and this trains on cpu"):
-        fit(model, phase(model), images_of(8), images_of(4), Training(graph=True), on_best=print)
+        fit(
+            model, phase(model), images_of(8), images_of(4), Training(graph=True), CLASSES,
+            on_best=ignore,
+        )  # fmt: skip
 
 
 def test_half_precision_goes_with_one_kind_of_optimizer():
@@ -424,14 +442,19 @@ def test_half_precision_goes_with_one_kind_of_optimizer():
     ]
     half = Training(precision="fp16")
     with pytest.raises(KsmError, match="fp16 goes with one kind of optimizer, not two"):
-        fit(model, Phase("x", 1, groups), images_of(16), images_of(5), half, on_best=print)
+        fit(
+            model, Phase("x", 1, groups), images_of(16), images_of(5), half, CLASSES, on_best=ignore
+        )
 
 
 def test_a_phase_can_ask_for_its_last_epoch_and_be_told_how_far_it_is():
     model, shares, best = ksm.add_task(tiny(), 3), [], []
     asked = Phase("x", 3, ksm.parameter_groups(model), last=True, before_step=shares.append)
-    fit(model, asked, images_of(16), images_of(5), Training(batch=8), done=4, on_best=best.append)
-    assert [record["epoch"] for record in best] == [7]
+    fit(
+        model, asked, images_of(16), images_of(5), Training(batch=8), CLASSES, done=4,
+        on_best=lambda score, record: best.append((score, record)),
+    )  # fmt: skip
+    assert [(score, record["epoch"]) for score, record in best] == [(best[0][1]["val_accuracy"], 7)]
     assert shares == pytest.approx([i / 5 for i in range(6)])
 
 
@@ -455,7 +478,7 @@ def pretend_accuracies(monkeypatch, values, interrupt_at=None):
     values = iter(values)
     count = iter(range(99))
 
-    def pretend(model, images, batch=64):
+    def pretend(model, images, objective):
         if next(count) == interrupt_at:
             raise KeyboardInterrupt
         return {"accuracy": next(values), "loss": 1.0}
@@ -536,7 +559,7 @@ def test_images_come_channels_last_where_the_network_takes_it(build, last):
             else None
         )
     )
-    fit(model, phase(model), images_of(16), images_of(5), QUICK, on_best=lambda record: None)
+    fit(model, phase(model), images_of(16), images_of(5), QUICK, CLASSES, on_best=ignore)
     assert seen == [last, last]
 
 
@@ -550,20 +573,25 @@ def test_a_mask_is_made_once_for_a_whole_validation(monkeypatch):
     made.clear()
     evaluate(model, images_of(9), batch=2)
     assert len(made) == len(set(made)) == 2
-    settle(model, images_of(9), 2, 4, torch.Generator())
+    precise_bn(model, images_of(9), 2, 4, torch.Generator())
     assert len(made) == 4
 
 
-@pytest.mark.parametrize("method", ["ksm", "finetune", "packnet"])
-def test_weights_have_the_order_of_the_inputs_while_training_and_their_own_after(method):
+@pytest.mark.parametrize(
+    ("method", "plain"), [("ksm", False), ("finetune", True), ("packnet", False)]
+)
+def test_trained_weights_have_the_order_of_the_inputs_while_training(method, plain):
+    """Plain ones; frozen weights are shared, and masked ones are made afresh at each step."""
     backbone = tiny()
     model = ksm.add_task(backbone, 3, method=method).train()
     before = {name: (p.data_ptr(), p.detach().clone()) for name, p in model.named_parameters()}
     layers = [model.stem, model.body]
     with pytest.raises(KeyboardInterrupt), ordered(model, torch.channels_last):
         for layer in layers:
-            assert layer.weight.is_contiguous(memory_format=torch.channels_last)
-            assert not layer.weight.is_contiguous()
+            last = layer.weight.is_contiguous(memory_format=torch.channels_last)
+            assert (last, layer.weight.is_contiguous()) == (plain, not plain)
+        for name, parameter in model.named_parameters():
+            assert parameter.requires_grad or parameter.data_ptr() == before[name][0], name
         raise KeyboardInterrupt
     assert all(layer.weight.is_contiguous() for layer in layers)
     for name, parameter in model.named_parameters():
@@ -572,23 +600,17 @@ def test_weights_have_the_order_of_the_inputs_while_training_and_their_own_after
         assert parameter.requires_grad or parameter.data_ptr() == place, name
 
 
-@pytest.mark.parametrize("memory", ["less", "least"])
-def test_training_in_less_memory_learns_as_well(colours, memory, monkeypatch):
+def test_training_with_checkpointing_learns_as_well(colours, monkeypatch):
     entered = []
 
-    def within(model, memory):
-        entered.append(memory)
-        return ksm.train.checkpointing.within(model, memory)
+    def checkpointed(model):
+        entered.append(model)
+        return ksm.train.checkpointing.checkpointed(model)
 
-    def order(model, layout, frozen):
-        entered.append(frozen)
-        return ordered(model, layout, frozen)
-
-    monkeypatch.setattr(ksm.train.loop, "within", within)
-    monkeypatch.setattr(ksm.train.loop, "ordered", order)
-    settings = dataclasses.replace(QUICK, epochs=2, memory=memory)
+    monkeypatch.setattr(ksm.train.loop, "checkpointed", checkpointed)
+    settings = dataclasses.replace(QUICK, epochs=2, checkpointing=True)
     task = learn(colours, resnet18(weights=None).eval(), training=settings)
-    assert sorted(entered, key=str) == [False, False, memory, memory]
+    assert len(entered) == 2
     assert task.metrics["val"]["accuracy"] > 0.9
 
 
@@ -603,16 +625,16 @@ def test_strides_over_few_channels_are_not_trained_channels_last(channels):
     ]:
         network = nn.Sequential(layer, nn.BatchNorm2d(8))
         expected = torch.contiguous_format if overflows else torch.channels_last
-        assert layout_of(network, (layer.in_channels, 8, 8)) == expected
+        assert memory_format_of(network, (layer.in_channels, 8, 8)) == expected
 
 
 STRIDED = """
 import torch, ksm
 from torch import nn
-from ksm.train.memory_format import layout_of, ordered
+from ksm.train.memory_format import memory_format_of, ordered
 model = ksm.add_task(nn.Sequential(nn.Conv2d(3, 48, 1, 2), nn.Flatten(), nn.Linear(48, 2)), 2)
 model = model.train()
-order = layout_of(model, (3, 1, 1))
+order = memory_format_of(model, (3, 1, 1))
 images = torch.randn(2, 3, 64, 64).contiguous(memory_format=order)
 kept = []
 with ordered(model, order):
@@ -630,20 +652,20 @@ def test_such_a_network_is_trained_to_the_end():
 def test_weights_have_that_order_in_each_step_of_training(colours):
     seen = []
 
-    class Spy(Watcher):
+    class Spy(Callback):
         def step(self, progress):
             seen.append(models[-1].body.weight.is_contiguous(memory_format=torch.channels_last))
 
     models = []
     real = ksm.train.loop.ordered
 
-    def ordered_too(model, layout, frozen):
+    def ordered_too(model, memory_format):
         models.append(model)
-        return real(model, layout, frozen)
+        return real(model, memory_format)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(ksm.train.loop, "ordered", ordered_too)
-        learn(colours, watcher=Spy())
+        learn(colours, method="finetune", callback=Spy())
     assert seen and all(seen) and models[-1].body.weight.is_contiguous()
 
 
@@ -651,8 +673,14 @@ def test_weights_have_that_order_in_each_step_of_training(colours):
 def test_a_block_that_is_partly_trunk_keeps_its_trunk_when_it_is_computed_twice(colours, twice):
     found = scan(colours)
     images = {split: load(part, PREPROCESS, "flip") for split, part in found.splits.items()}
-    settings = dataclasses.replace(QUICK, memory="least" if twice else "most")
-    run = ksm.train.phases.Run(images["train"], images["val"], settings, Watcher(), 2**30)
-    method = KSM(mask_from="features.7.conv.1")
-    model = ksm.add_task(mobilenet_v2(weights=None).eval(), 3, method=method)
-    assert (run._above_trunk(model)[0] is model) == twice
+    settings = dataclasses.replace(QUICK, checkpointing=twice)
+    run = Run(images["train"], images["val"], settings, CLASSES, Callback(), 2**30)
+    start = "features.7.conv.1"
+    model = ksm.add_task(mobilenet_v2(weights=None).eval(), 3, method=KSM(mask_from=start))
+    trained, *_ = run._above_trunk(model, start, "classifier.1")
+    assert (trained is model) == twice
+    assert run.trunk == (
+        "run at each step: it ends inside of a checkpointed block"
+        if twice
+        else "run once, outputs kept"
+    )

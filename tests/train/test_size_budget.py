@@ -10,7 +10,7 @@ from ksm import KSM, Bank, Engine, KsmError, Task, Training, add_task, learn
 from ksm.bank.taskfile import pack
 from ksm.train.size_budget import STEPS, bytes_of, fit_size, size_of
 
-TRAINING = Training(epochs=1, batch=16, settle=0)
+TRAINING = Training(epochs=1, batch=16, precise_bn=0)
 
 
 def wide():
@@ -32,7 +32,7 @@ class Trainer:
         model = add_task(self.backbone, 3, method=method)
         for key, parameter in model.named_parameters():
             if key.endswith("score"):
-                torch.nn.init.normal_(parameter, 8e-3, 6e-3 / (1 + method.rate))
+                torch.nn.init.normal_(parameter, 8e-3, 6e-3 / (1 + method.size_penalty))
         metrics = {"val": {"accuracy": 0.9 - 0.01 * len(self.methods), "images": 10}}
         record = {"stopped": self.stopped}
         return Task.of(model, "t", ["a", "b", "c"], metrics=metrics, record=record)

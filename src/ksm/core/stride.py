@@ -1,7 +1,8 @@
-"""Where a network has become coarse: from which module on its maps have 1/N of the image's side."""
+"""From which module on a network's maps have 1/N of the image's side."""
 
 from __future__ import annotations
 
+import logging
 import math
 import re
 import sys
@@ -15,11 +16,13 @@ from torch import Tensor, nn
 from torch.nn.modules.dropout import _DropoutNd
 
 from ksm.core.units import can_mask
-from ksm.errors import KsmError
+from ksm.errors import KsmError, reason_of
+
+log = logging.getLogger("ksm")
 
 
 def stride_of(start: str | None) -> int | None:
-    """The N of `strideN`; None for any other text.
+    """Return the N of `strideN`; None for any other text.
 
     Raises:
         KsmError: it is 0.
@@ -33,27 +36,73 @@ def stride_of(start: str | None) -> int | None:
 
 
 def coarse_from(model: nn.Module, head: str, stride: int, size: int) -> str | None:
-    """Qualified name of the module from which on maps have 1/stride of the image's side.
+    """Return the name of the module from which on maps have 1/stride of the image's side.
 
     That is the first module called, and the outermost of those that begin there, that has a layer
     to mask and turns a map at most twice as fine into one of that size: `layer3` of a ResNet for
-    16. Nothing registered before it may be called after it, and at least half of the weights to
-    mask must lie from it on. One black image through the model tells, which is then in evaluation
-    mode and has the buffers that it had.
+    16. No module registered before it may be called after it, and at least half of the weights to
+    mask must lie from it on. To find it, one black image goes through the model, which is then in
+    evaluation mode and has the buffers that it had.
 
     Args:
         head: qualified name of the head, which no such module holds.
         size: image side in pixels.
 
     Returns:
-        None where there is no such module: the stride is 1 or leaves less than two pixels, the
-        network stays finer or is coarser from its first layer on (a ViT), gives something else
-        than maps (n, channels, height, width) (a Swin), or does not take images of that size.
+        A qualified name. None where there is no such module: the stride is 1 or leaves less than
+        two pixels, the network stays finer or is coarser from its first layer on (a ViT), gives
+        something else than maps (n, channels, height, width) (a Swin), or does not take images of
+        that size. For a stride other than 1, a line at the log level INFO says why.
     """
-    most = math.ceil(size / stride)
-    if stride == 1 or most < 2:
+    if stride == 1:
         return None
+    most = math.ceil(size / stride)
+    if most < 2:
+        name, why = None, f"it leaves less than two of {size} pixels"
+    else:
+        name, why = _found(model, head, most, size)
+    if name is None:
+        log.info("the task starts at the input, not at stride %d: %s", stride, why)
+    return name
+
+
+def _found(model: nn.Module, head: str, most: int, size: int) -> tuple[str | None, str]:
+    """Find the module whose maps have at most `most` pixels a side, or say why there is none."""
+    try:
+        calls, sides = _watched(model, head, size)
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:  # the network's own code
+        return None, f"the network does not take images of {size} pixels ({reason_of(error)})"
+    why = f"no module with a layer to mask turns its input into maps of {most} pixels a side"
     places = {name: place for place, (name, _) in enumerate(model.named_modules())}
+    weights = _weights(model, head)
+    times = Counter(name for name, _ in calls)
+    last = {name: at for at, (name, _) in enumerate(calls) if _matters(model.get_submodule(name))}
+    for at, (name, side) in enumerate(calls):
+        inside = any(f"{layer}.".startswith(f"{name}.") for layer in weights)
+        fits = side <= 2 * most and most / 2 < sides.get(name, 0) <= most
+        if not inside or not fits:
+            continue
+        left = sum(count for layer, count in weights.items() if places[layer] >= places[name])
+        later = [each for each, called in last.items() if called > at]
+        early = [each for each in later if places[each] < places[name]]
+        if times[name] > 1:
+            why = f"{name} is called {times[name]} times"
+        elif 2 * left < sum(weights.values()):
+            why = f"less than half of the weights to mask lie from {name} on"
+        elif early:
+            why = f"{early[0]} is registered before {name} and called after it"
+        else:
+            return name, ""
+    return None, why
+
+
+def _watched(
+    model: nn.Module, head: str, size: int
+) -> tuple[list[tuple[str, int]], dict[str, int]]:
+    """Show the model a black image; return its modules in the order of their calls, each with the
+    side of its input, and the side of each module's output."""
     calls: list[tuple[str, int]] = []
     sides: dict[str, int] = {}
 
@@ -68,32 +117,13 @@ def coarse_from(model: nn.Module, head: str, stride: int, size: int) -> str | No
             if name and not f"{head}.".startswith(f"{name}."):
                 stack.enter_context(module.register_forward_pre_hook(before(name)))
                 stack.enter_context(module.register_forward_hook(after(name)))
-        try:
-            _show_black(model, size)
-        except torch.OutOfMemoryError:
-            raise
-        except Exception:  # the network's own code
-            return None
-    weights = _weights(model, head)
-    times = Counter(name for name, _ in calls)
-    last = {name: at for at, (name, _) in enumerate(calls) if _matters(model.get_submodule(name))}
-    for at, (name, side) in enumerate(calls):
-        inside = sum(
-            count for layer, count in weights.items() if f"{layer}.".startswith(f"{name}.")
-        )
-        fits = side <= 2 * most and most / 2 < sides.get(name, 0) <= most
-        if not inside or not fits or times[name] > 1:
-            continue
-        left = sum(count for layer, count in weights.items() if places[layer] >= places[name])
-        frozen = any(places[each] < places[name] for each, called in last.items() if called > at)
-        if 2 * left >= sum(weights.values()) and not frozen:
-            return name
-    return None
+        _show_black(model, size)
+    return calls, sides
 
 
 @torch.no_grad()
 def _show_black(model: nn.Module, size: int) -> None:
-    """One black image through the model; its buffers and torch's random state stay as they are."""
+    """Run the model on one black image; its buffers and torch's random state stay as they are."""
     one = next(model.parameters())
     kept = [(buffer, buffer.clone()) for buffer in model.buffers()]
     gpus = [torch.cuda.current_device()] if torch.cuda.is_available() else []
@@ -108,7 +138,7 @@ def _show_black(model: nn.Module, size: int) -> None:
 
 
 def _weights(model: nn.Module, head: str) -> dict[str, int]:
-    """How many weights each layer has that can have a mask, by its name."""
+    """Return the number of weights of each layer that can have a mask, by its name."""
     return {
         name: sum(tensor.numel() for tensor in module.parameters(recurse=False))
         for name, module in model.named_modules()
@@ -117,11 +147,11 @@ def _weights(model: nn.Module, head: str) -> dict[str, int]:
 
 
 def _matters(module: nn.Module) -> bool:
-    """Whether it makes a difference that a module is frozen and in evaluation mode."""
+    """Tell whether a module computes otherwise when it is frozen and in evaluation mode."""
     return bool(module._parameters or module._buffers) or isinstance(module, _DropoutNd)
 
 
 def _side(values: tuple[Any, ...]) -> int:
-    """The longer side of the first value, if that is a map; else infinite, which fits nowhere."""
+    """Return the longer side of the first value if it is a map, else more than any side."""
     first = values[0] if values else None
     return max(first.shape[2:]) if isinstance(first, Tensor) and first.dim() == 4 else sys.maxsize

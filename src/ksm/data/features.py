@@ -6,6 +6,7 @@ import dataclasses
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -16,6 +17,24 @@ from ksm.data.load import Augment, Images
 
 KEPT: tuple[Augment, ...] = ("none", "flip")
 """Augmentations that make so few images of one that what a trunk makes of each can be kept."""
+
+
+class Examples(Protocol):
+    """What a network can be trained on and measured with: a map-style dataset, as torch has them,
+    whose items are an input tensor and a target that a `DataLoader` collates."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of one input as the network takes it, (channels, height, width)."""
+        ...
+
+    def inputs(self, batch: Tensor) -> Tensor:
+        """Return a batch of items' inputs as the network takes it: float32, (n, *shape)."""
+        ...
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int, /) -> tuple[Tensor, Any]: ...
 
 
 @dataclass
@@ -89,7 +108,3 @@ class Features(Dataset[tuple[Tensor, int]]):
         turned = self.mirrored is not None and bool(torch.rand(1) < 0.5)
         found = self.mirrored if turned and self.mirrored is not None else self.plain
         return found[index], self.samples[index][1]
-
-
-Examples = Images | Features
-"""What a network can be trained on and measured with."""

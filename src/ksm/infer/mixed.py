@@ -58,9 +58,7 @@ class Mixed:
         if len(names) != len(images):
             raise KsmError(f"{len(names)} task names for {len(images)} images: give one an image")
         if unknown := [name for name in names if name not in self._names]:
-            raise KsmError(
-                f"no task {unknown[0]!r} here; the tasks are: {listed(self._names)}"
-            )
+            raise KsmError(f"no task {unknown[0]!r} here; the tasks are: {listed(self._names)}")
         logits: dict[int, Tensor] = {}
         with self._lock:
             for group in self._tasks.groups(images.shape[1:]):

@@ -2,11 +2,12 @@
 
 | form | where | what it saves |
 |---|---|---|
-| `ksm.mask` | everywhere | nothing: these are the equations |
+| `equations`, of `ksm.mask` | everywhere | nothing: the others are tested against them |
 | `few_passes` | training, any device | passes over memory |
-| `grouped`, by `triton_masks` | training, CUDA with Triton | launches: three kernels for all layers |
+| `triton` (`grouped`, `triton_masks`) | training, CUDA | launches: three kernels for all layers |
 
-docs/benchmarks.md has what each form brings. `ONLY` names the one form to use, for tests.
+Forms can differ in the last bits. `noted` says which ones were used, and one line at the log level
+INFO says why a faster one was not. `ONLY` names the one form to use, for tests.
 """
 
 from __future__ import annotations
@@ -14,9 +15,9 @@ from __future__ import annotations
 import functools
 import importlib
 import logging
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
-from importlib.metadata import PackageNotFoundError, version
+from contextvars import ContextVar
 from types import ModuleType
 from typing import Any, Literal
 
@@ -28,13 +29,15 @@ from ksm.kernels import few_passes
 from ksm.kernels.grouped import Group, Member, hooked
 from ksm.mask import Scaling
 
-log = logging.getLogger("ksm")
-
 Form = Literal["equations", "few_passes", "triton"]
 ONLY: Form | None = None
-"""The one form to use where it fits; None: the fastest."""
+"""The one form to use, beside the equations where it does not fit; None: the fastest."""
 GPUS = ("cuda",)
 """Kinds of devices for which Triton compiles."""
+
+say = functools.cache(logging.getLogger("ksm").info)
+"""Log a line at the level INFO, once a process: masks are asked for at each step."""
+_noted: ContextVar[dict[str, str] | None] = ContextVar("noted", default=None)
 
 
 def soft_mask(
@@ -52,14 +55,16 @@ def soft_mask(
 
     Args:
         score: floating, any shape.
-        temperature: of no dimension, on the scores' device.
+        temperature: no dimension, on the scores' device.
         beta, tau, alpha, scaling, noise, values: see `ksm.mask.soft_mask`.
     """
-    exact = noise is None and values is None and not isinstance(alpha, Tensor)
-    if exact and ONLY != "equations" and few_passes.fits(score):
+    exact = noise is None and values is None and ONLY in (None, "few_passes")
+    if exact and not isinstance(alpha, Tensor) and few_passes.fits(score):
+        _note("few_passes")
         return few_passes.soft_mask(
             score, beta=beta, tau=tau, temperature=temperature, alpha=alpha, scaling=scaling
         )
+    _note("equations")
     return mask.soft_mask(
         score,
         beta=beta,
@@ -82,32 +87,50 @@ def grouped(
     alpha: float,
     scaling: Scaling,
 ) -> Generator[None]:
-    """Let the members' masked weights be made together in each forward pass of the model.
+    """Make the members' masked weights together in each forward pass of the model in the block.
 
     This needs a GPU with Triton. Elsewhere, and for members whose layers do not fit, nothing
-    changes, and one line at the log level INFO says so.
+    changes, and a line at the log level INFO says why.
 
     Args:
         members: layers with their masks; each mask asks `Member.made` for its weight.
         beta, tau, alpha, scaling: see `ksm.mask.soft_mask`.
     """
-    fit = [each for each in members if each.weight.device.type in GPUS]
-    kernels = triton_for(fit[0].weight.device) if fit else None
-    if kernels is None or ONLY not in (None, "triton") or scaling not in kernels.SCALINGS:
+    group = _group(members, beta=beta, tau=tau, alpha=alpha, scaling=scaling)
+    if group is None:
         yield
         return
-    layers = {each: kernels.Layer(*each.parts) for each in fit}
+    _note("triton")
+    with hooked(model, group):
+        yield
+
+
+def _group(members: Sequence[Member], *, scaling: Scaling, **settings: float) -> Group | None:
+    """Return the group of the members that fit; None where there is none."""
+    devices = {each.weight.device for each in members}
+    if ONLY not in (None, "triton") or not devices:
+        return None
+    if len(devices) > 1 or next(iter(devices)).type not in GPUS:
+        kinds = ", ".join(sorted({each.type for each in devices}))
+        say(
+            f"masks are made layer by layer: Triton is for one CUDA GPU, the weights are on {kinds}"
+        )
+        return None
+    kernels = triton_for(next(iter(devices)))
+    if kernels is None:
+        return None
+    if scaling not in kernels.SCALINGS:
+        say(f"masks are made layer by layer: there is no Triton kernel for scaling {scaling!r}")
+        return None
+    layers = {each: kernels.Layer(*each.parts) for each in members}
     taken = [each for each, layer in layers.items() if layer.fits()]
     if len(taken) < len(members):
-        log.info("masks of %d layers are made one by one", len(members) - len(taken))
+        left = len(members) - len(taken)
+        say(f"masks of {left} layers are made one by one: the Triton kernels do not take them")
     if not taken:
-        yield
-        return
-    make = kernels.AllMasked(
-        [layers[each] for each in taken], beta=beta, tau=tau, alpha=alpha, scaling=scaling
-    )
-    with hooked(model, Group(taken, make)):
-        yield
+        return None
+    make = kernels.AllMasked([layers[each] for each in taken], scaling=scaling, **settings)
+    return Group(taken, make)
 
 
 @functools.cache
@@ -116,21 +139,35 @@ def triton_for(device: torch.device) -> ModuleType | None:
     try:
         found: Any = importlib.import_module("ksm.kernels.triton_masks")
     except Exception as error:  # Triton is not there, or is another than the kernels are for
-        log.info("masks without Triton: %s", error)
+        say(f"masks are made layer by layer: Triton cannot be used ({error})")
         return None
     if not found.works(device):
-        log.info("masks without Triton: it cannot compile for %s", device)
+        say(f"masks are made layer by layer: Triton cannot compile for {device}")
         return None
     return found
 
 
-def in_use(device: torch.device) -> Mapping[str, str]:
-    """Say which form of the mask trains on the device, and by which version of what."""
-    found = {"mask": ONLY or "few_passes"}
-    if device.type in GPUS and ONLY in (None, "triton") and triton_for(device):
-        found["mask"] = "triton"
-        try:
-            found["triton"] = version("triton")
-        except PackageNotFoundError:
-            found["triton"] = "unknown"
-    return found
+@contextmanager
+def noted(forms: dict[str, str]) -> Generator[None]:
+    """Write into `forms` what makes the masks in the block.
+
+    Args:
+        forms: gets the key `mask`, with the names of the forms in the order of their first use, and
+            `triton`, with its version where it is used; neither where no mask is made.
+    """
+    token = _noted.set(forms)
+    try:
+        yield
+    finally:
+        _noted.reset(token)
+
+
+def _note(form: Form) -> None:
+    forms = _noted.get()
+    if forms is None:
+        return
+    known = forms["mask"].split(", ") if "mask" in forms else []
+    if form not in known:
+        forms["mask"] = ", ".join([*known, form])
+        if form == "triton":
+            forms["triton"] = importlib.import_module("triton").__version__

@@ -1,8 +1,8 @@
 """The soft mask of `ksm.mask` in few passes over memory, for training on any device.
 
-Written as plain autograd, the equations take some thirty operations a layer, and those on truth
-values are slow on CPUs. Here `1[S >= tau]` is a float, a sum takes the place of a choice, and the
-gradient is written out. Nothing is read into Python, so a GPU need not wait.
+As plain autograd the equations take some thirty operations a layer, and those on bool tensors are
+slow on CPUs. Here `1[S >= tau]` is a float, a sum replaces `where`, and the gradient is written
+out. No value is read into Python, so that a GPU does not wait.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from torch.autograd.function import once_differentiable
 from ksm.mask import Scaling
 
 _FAR = 3e38
-"""More than any score: what is taken from those that are on, to find the largest of the others."""
+"""Larger than any score: subtracted from those that are on, it leaves the largest off score."""
 
 
 def fits(score: Tensor) -> bool:
-    """Whether `soft_mask` can take the scores: plain float32, outside of `torch.compile`."""
+    """Tell whether `soft_mask` takes the scores: float32, outside of `torch.compile`."""
     return score.dtype == torch.float32 and not torch.compiler.is_compiling()
 
 

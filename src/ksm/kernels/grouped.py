@@ -1,6 +1,6 @@
-"""The masked weights of several layers made at once, when the first is asked for.
+"""The masked weights of several layers made at once, when a forward pass asks for the first.
 
-On a GPU the time of small layers is Python and kernel launches; together they ask once.
+On a GPU small layers cost Python and kernel launches; a group costs them once.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from ksm.core.units import Units
 
 CASTING = (nn.Conv1d.forward, nn.Conv2d.forward, nn.Conv3d.forward, nn.Linear.forward)
-"""Of layers that do nothing with their weight but what autocast casts the weight for."""
+"""Forwards that use the weight in one operation alone, for which autocast casts it."""
 
 
 @dataclass(eq=False)
@@ -29,7 +29,8 @@ class Member:
         score: float32, of the shape `units.units`.
         temperature: float32, no dimension.
         units: how the weight is cut.
-        exact: whether the mask is not rounded now.
+        exact: tells whether the mask is not rounded now.
+        group: the group that the member is in; None: it is in none.
     """
 
     layer: nn.Module
@@ -42,6 +43,7 @@ class Member:
 
     @property
     def parts(self) -> tuple[Tensor, Tensor, Tensor, Units]:
+        """Weight, score, temperature and units."""
         return self.weight, self.score, self.temperature, self.units
 
     def made(self) -> Tensor | None:
@@ -65,15 +67,17 @@ class Group:
         self.begin(False)
 
     def begin(self, under_way: bool) -> None:
+        """Forget the weights of the last pass, at the begin of a pass and at its end."""
         self.under_way = under_way and all(member.exact() for member in self.members)
         self.gradients = _gradients()
         self.made: Sequence[Tensor] | None = None
 
     def weight(self, member: Member) -> Tensor | None:
-        """Return a member's weight. The first that asks has all of them made, within the pass,
-        where autocast already says in which precision.
+        """Return a member's masked weight, or None where it must be made alone.
 
-        None where gradients, what is saved for them, or the precision are others than for the pass.
+        The first call of a pass makes the weights of all members: only within the pass does
+        autocast say in which precision. A part of the network that runs without gradients, under
+        checkpointing or in another precision than the pass has its weights made alone.
         """
         if not self.under_way or _gradients() != self.gradients:
             return None
@@ -87,7 +91,7 @@ class Group:
 
 @contextmanager
 def hooked(model: nn.Module, group: Group) -> Generator[None]:
-    """Let the group's members be asked for within the model's forward passes inside the block."""
+    """Let members take their weights from the group in the model's forward passes in the block."""
 
     def begin(*_: Any) -> None:
         group.begin(True)
@@ -111,12 +115,13 @@ def hooked(model: nn.Module, group: Group) -> Generator[None]:
 
 
 def _gradients() -> tuple[Any, ...]:
-    """Whether autograd sees what is done, and what it saves: checkpointing changes that."""
+    """Return whether autograd records operations, and its hooks on what it saves, which
+    checkpointing sets."""
     autograd: Any = torch._C
     hooks = autograd._autograd._top_saved_tensors_default_hooks(True)
     return torch.is_grad_enabled(), torch.is_inference_mode_enabled(), hooks
 
 
 def _precision(device: str) -> torch.dtype | None:
-    """The precision that autocast asks for, if it does."""
+    """Return the precision that autocast asks for; None where it is off."""
     return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None

@@ -1,11 +1,10 @@
-"""Masked weights of all layers at once, for training on a GPU, and the gradient of their scores;
-needs Triton, which comes with torch for GPUs.
+"""Masked weights of all layers at once, and the gradients of their scores, on a GPU with Triton.
 
-A GPU has done a layer's mask before Python has asked for its next operation. So one kernel finds
-the range of the off scores of all layers, another makes the factors and multiplies the weights by
-them, and, backward, a third goes from the gradients of the masked weights to those of the scores.
-Each program of a kernel does `PART` units of one layer; where its numbers lie is in a table. A mask
-is never in memory.
+A GPU finishes the mask of a small layer before Python has launched the next operation. Here three
+launches do all layers: one kernel finds the range of each layer's off scores, one makes the factors
+and multiplies the weights by them, and in the backward pass one goes from the gradients of the
+masked weights to those of the scores. Each program of a kernel does `PART` units of one layer, and
+finds their addresses in a table. A mask is never in memory. Triton comes with torch for GPUs.
 """
 
 # pyright: reportMissingParameterType=false, reportUnknownParameterType=false
@@ -26,26 +25,34 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from ksm.core.units import Units
-from ksm.mask import ON_COUNTS, Scaling
+from ksm.mask import Scaling
 
 PART = 256
 """Units that one program does."""
 ALIGNED = 64
-"""Layers begin at multiples of so many numbers, as convolutions want it."""
+"""A layer's numbers begin at a multiple of this, which convolutions need to be fast."""
 LARGEST = 16
-"""Kernels of a unit at most: more are too much work for one thread."""
-
+"""Kernels in a unit at most: more are too much work for one thread."""
+ON_COUNTS: dict[Scaling, tuple[float, float]] = {
+    "minmax": (math.inf, -math.inf),
+    "released": (0.0, 0.0),
+    "none": (0.0, 0.0),
+}
+"""By scaling, the value that stands for a unit that is on where the smallest and where the largest
+off score of a layer is sought."""
 SCALINGS = tuple(ON_COUNTS)
+"""Scalings that the kernels know: those without a gradient, but `detached`."""
 
 
 @dataclass(frozen=True)
 class Layer:
-    """What a layer's mask is made of.
+    """A layer whose masked weight is made here.
 
     Args:
         weight: frozen, float32, of the shape `cut.weight`.
         score: float32, of the shape `cut.units`.
-        temperature: float32, of no dimension.
+        temperature: float32, no dimension.
+        cut: how the weight is cut into units.
     """
 
     weight: Tensor
@@ -54,7 +61,7 @@ class Layer:
     cut: Units
 
     def fits(self) -> bool:
-        """Whether the kernels can take it: units of a few whole kernels, and plain memory."""
+        """Tell whether the kernels take the layer: units of a few whole kernels, plain memory."""
         weight, score, cut = self.weight, self.score, self.cut
         tensors = weight, score, self.temperature
         last = weight.dim() == 4 and weight.is_contiguous(memory_format=torch.channels_last)
@@ -71,11 +78,11 @@ class Layer:
         )
 
     def places(self) -> tuple[int, int, int]:
-        """Where it lies; a table holds as long as these do."""
+        """Return the addresses of the layer's tensors; a table holds until one changes."""
         return self.score.data_ptr(), self.weight.data_ptr(), self.temperature.data_ptr()
 
     def shape(self) -> tuple[int, ...]:
-        """The table's columns from `_UNITS` on."""
+        """Return the layer's numbers in the table's columns from `_UNITS` on."""
         outputs, inputs, *kernel = self.cut.weight
         size = math.prod(kernel)
         steps = (size, 1) if self.weight.is_contiguous() else (1, inputs)
@@ -86,7 +93,7 @@ class Layer:
 
 @functools.cache
 def works(device: torch.device) -> bool:
-    """Whether Triton can compile for the device: it needs a C compiler too."""
+    """Tell whether Triton compiles for the device, for which it needs a C compiler too."""
     with torch.inference_mode(False), torch.enable_grad():
         one = torch.ones(1, 1, device=device, dtype=torch.float32)
         score = nn.Parameter(one.clone())
@@ -102,11 +109,13 @@ def works(device: torch.device) -> bool:
 
 
 class AllMasked:
-    """The masked weights `M * W` of layers, as often as it is called, with `M` as from
-    `ksm.mask.soft_mask` up to the rounding of the last bits; they have no second derivative.
+    """Makes the masked weights `M * W` of layers at each call.
+
+    `M` is that of `ksm.mask.soft_mask`, up to the rounding of the last bits; the masked weights
+    have no second derivative.
 
     Args:
-        layers: that fit, all on one device.
+        layers: that fit (`Layer.fits`), all on one device.
         beta, tau, alpha, scaling: see `ksm.mask`; the scaling is one of `SCALINGS`.
     """
 
@@ -120,12 +129,13 @@ class AllMasked:
         self.known: tuple[Any, ...] | None = None
 
     def __call__(self) -> tuple[Tensor, ...]:
-        """Of the layers' shapes and order in memory; of the dtype that autocast asks for."""
+        """Return a tensor for each layer, of its weight's shape and order in memory, and of the
+        dtype that autocast asks for, else float32."""
         made: Any = _AllMasked.apply(self, *(each.score for each in self.layers))
         return made
 
     def table(self) -> _Table:
-        """Made anew where something has moved."""
+        """Return the table, made afresh where a tensor has moved."""
         places = [each.places() for each in self.layers]
         if self.known is None or self.known[0] != places:
             self.known = places, _Table(self.layers)
@@ -133,7 +143,7 @@ class AllMasked:
 
 
 class _Table:
-    """Where the layers' numbers lie, on their device; and what the programs do.
+    """The layers' addresses and shapes, on their device, and the layer of each program.
 
     Args:
         layers: that fit, all on one device.
@@ -157,12 +167,12 @@ class _Table:
 
 
 def _starts(sizes: Sequence[int]) -> list[int]:
-    """Where each begins, and the end."""
+    """Return where each of the tensors begins in a flat one, and where the last ends."""
     return [0, *accumulate(math.ceil(size / ALIGNED) * ALIGNED for size in sizes)]
 
 
 def _views(flat: Tensor, starts: Sequence[int], like: Sequence[Tensor]) -> list[Tensor]:
-    """Tensors of these shapes and orders that lie in a flat one."""
+    """Return views of a flat tensor with the shapes and orders in memory of others."""
     return [
         flat.as_strided(each.shape, each.stride(), start)
         for start, each in zip(starts, like, strict=False)
@@ -215,23 +225,23 @@ class _AllMasked(torch.autograd.Function):
 
 
 def _on(device: torch.device) -> Any:
-    """Kernels go to the current GPU; so it is the tensors' meanwhile."""
+    """Make the tensors' GPU the current one, which Triton launches kernels on."""
     return torch.cuda.device(device if device.type == "cuda" else -1)
 
 
 _jit: Any = triton.jit
 
-# What follows is compiled; Triton wants no annotations. The columns of a table, of which each layer
-# has a row:
+# What follows is compiled, and Triton takes no annotations. A table has a row for each layer, with
+# these columns:
 
 _SCORE, _WEIGHT, _TEMPERATURE = (tl.constexpr(at) for at in range(3))
 """Addresses."""
 _MADE, _FOUND = tl.constexpr(3), tl.constexpr(4)
-"""Where it begins in the masked weights, and in the gradients of the scores."""
+"""Where the layer begins in the masked weights, and in the gradients of the scores."""
 _FIRST, _PARTS = tl.constexpr(5), tl.constexpr(6)
-"""Its first program, and how many."""
+"""The layer's first program, and how many programs it has."""
 _UNITS, _ACROSS = tl.constexpr(7), tl.constexpr(8)
-"""Its units, and how many of them see one output."""
+"""The layer's units, and how many of them see one output."""
 _OUTPUTS, _INPUTS = tl.constexpr(9), tl.constexpr(10)
 _HIGH, _WIDE, _SIZE = (tl.constexpr(at) for at in range(11, 14))
 """Outputs and inputs in a unit, weights in a kernel."""
@@ -242,7 +252,7 @@ _COLUMNS = tl.constexpr(17)
 
 @_jit
 def _units(table, layers, PART: tl.constexpr):
-    """A program's row in the table, its units, which of them are there, and their scores."""
+    """Return a program's row in the table, its units, which of them exist, and their scores."""
     part = tl.program_id(0)
     row = table + _COLUMNS * tl.load(layers + part)
     unit = (part - tl.load(row + _FIRST)).to(tl.int32) * PART + tl.arange(0, PART)
@@ -253,7 +263,7 @@ def _units(table, layers, PART: tl.constexpr):
 
 @_jit
 def _find(table, layers, lows, highs, tau, on_low, on_high, PART: tl.constexpr):
-    """The range of the off scores of each part."""
+    """Find the range of the off scores of each part."""
     _, _, inside, score = _units(table, layers, PART)
     on = score >= tau
     low = tl.where(inside, tl.where(on, on_low, score), float("inf"))
@@ -264,7 +274,7 @@ def _find(table, layers, lows, highs, tau, on_low, on_high, PART: tl.constexpr):
 
 @_jit
 def _multiply(table, layers, lows, highs, made, tau, alpha, PART: tl.constexpr):
-    """The weights by their factors."""
+    """Multiply the weights by their factors."""
     row, unit, inside, score = _units(table, layers, PART)
     first, parts = tl.load(row + _FIRST), tl.load(row + _PARTS)
     low = tl.full((PART,), float("inf"), tl.float32)
@@ -276,7 +286,7 @@ def _multiply(table, layers, lows, highs, made, tau, alpha, PART: tl.constexpr):
         high = tl.maximum(high, tl.load(highs + first + part, mask=there, other=float("-inf")))
     lowest = tl.min(low)
     span = tl.max(high) - lowest
-    one = tl.where(score == score, 1.0, score)  # what is no number stays none
+    one = tl.where(score == score, 1.0, score)  # NaN stays NaN
     fraction = tl.where(span > 0, tl.div_rn(score - lowest, tl.where(span > 0, span, 1.0)), one)
     factor = tl.where(score >= tau, 1.0, alpha * fraction)
 
@@ -291,7 +301,7 @@ def _multiply(table, layers, lows, highs, made, tau, alpha, PART: tl.constexpr):
 
 @_jit
 def _differentiate(table, layers, gradients, made, tau, beta, PART: tl.constexpr):
-    """The gradient of the scores from that of the masked weights."""
+    """Make the gradients of the scores from those of the masked weights."""
     row, unit, inside, score = _units(table, layers, PART)
     weights = tl.load(row + _WEIGHT).to(tl.pointer_type(tl.float32))
     gradients += tl.load(row + _MADE)
@@ -309,7 +319,7 @@ def _differentiate(table, layers, gradients, made, tau, beta, PART: tl.constexpr
 
 @_jit
 def _cut(row):
-    """How many weights a unit has, and what `_place` needs."""
+    """Return how many weights a unit has, and what `_place` needs."""
     high, wide = tl.load(row + _HIGH).to(tl.int32), tl.load(row + _WIDE).to(tl.int32)
     size = tl.load(row + _SIZE).to(tl.int32)
     outputs, inputs = tl.load(row + _OUTPUTS).to(tl.int32), tl.load(row + _INPUTS).to(tl.int32)
@@ -323,7 +333,7 @@ def _cut(row):
 
 @_jit
 def _place(cut, unit, inside, n):
-    """Where the n-th weight of each unit lies in its layer, and whether it is there."""
+    """Return where the n-th weight of each unit lies in its layer, and whether it exists."""
     across, high, wide, size, outputs, inputs, by_output, by_input, by_weight = cut
     output = unit // across * high + n // size // wide
     input = unit % across * wide + n // size % wide

@@ -132,6 +132,7 @@ class KSM(Scored):
     def _grouped(self, model: nn.Module) -> Generator[None]:
         """Make the masks of all layers at once meanwhile, where `ksm.kernels` can."""
         if self.noise or self.learn_alpha:
+            kernels.say("masks are made layer by layer: they have noise or learn their alpha")
             yield
             return
         members: list[kernels.Member] = []

@@ -1,4 +1,4 @@
-"""What a run calls as it goes on."""
+"""What `ksm.learn` calls as it goes on, for a display or a log."""
 
 from __future__ import annotations
 
@@ -11,23 +11,23 @@ if TYPE_CHECKING:
 
 
 class Callback:
-    """Called as learning goes on; here every method does nothing."""
+    """Base of callbacks: every method does nothing. Override those that you need."""
 
     def scanned(self, folder: Folder, epochs: int) -> None:
-        """The images were found; so many epochs follow."""
+        """Called when the images were found, with the number of epochs to come."""
 
     def image(self) -> None:
-        """One more image was decoded."""
+        """Called when one more image was decoded."""
 
     def skipped(self, files: list[Skipped]) -> None:
-        """All images were decoded but these."""
+        """Called when all images were decoded, with those that could not be."""
 
     def attached(self, summary: dict[str, Any], start: str | None) -> None:
-        """The model was made; what its method tells of it before training, and the name of the
-        module where the task starts, None for the input."""
+        """Called when the model was made, with its method's `Method.summary` before training, and
+        the name of the module where the task starts; None: it starts at the input."""
 
     def step(self, progress: Progress) -> None:
-        """A training step is done."""
+        """Called a few times a second while training steps are taken."""
 
     def epoch(self, record: dict[str, Any]) -> None:
-        """An epoch is done and validated."""
+        """Called when an epoch was trained and validated, with its record."""

@@ -1,6 +1,7 @@
-"""Gradient checkpointing (Chen et al., arXiv 1604.06174), by torch, of each block of a network.
+"""Gradient checkpointing (Chen et al., arXiv 1604.06174) of each block of a network, by torch.
 
-What a block holds is there only while the block is worked on; between blocks one tensor is kept.
+Between the forward and the backward pass only the blocks' inputs are kept; the activations inside
+a block are computed a second time in the backward pass.
 """
 
 from __future__ import annotations
@@ -21,10 +22,10 @@ from ksm.errors import KsmError
 
 @contextmanager
 def checkpointed(model: nn.Module) -> Generator[None]:
-    """Checkpoint the model's blocks meanwhile; what it computes stays the same.
+    """Checkpoint the model's blocks inside the `with` block; what the model computes is the same.
 
     Raises:
-        KsmError: it has no blocks; from a block, if that changes its input in place.
+        KsmError: the model has no blocks; in a forward pass, a block changes its input in place.
     """
     found = list(dict.fromkeys(blocks(model)))
     if not found:
@@ -39,11 +40,11 @@ def checkpointed(model: nn.Module) -> Generator[None]:
 
 
 def blocks(model: nn.Module) -> Iterator[nn.Module]:
-    """Modules in a Sequential that have parts of their own and something to train, and are no
-    Sequential themselves: the residual blocks of most networks.
+    """Yield the blocks: the modules in a Sequential that have children and something to train, and
+    are no Sequential themselves, as the residual blocks of most networks.
 
-    The outermost ones, but for stages: what holds several blocks of one class in a Sequential.
-    Networks that name each block (RegNet, DLA) and plain rows of layers (VGG) have none.
+    Of nested ones the outermost, but no stages, which hold several blocks of one class in a
+    Sequential. Networks that name each block (RegNet, DLA) and plain layers (VGG) have none.
     """
     for module in model.children():
         if isinstance(model, nn.Sequential) and _is_block(module) and not _is_stage(module):
@@ -91,7 +92,7 @@ def _contexts(block: nn.Module) -> tuple[Any, Any]:
 
 @contextmanager
 def _still(block: nn.Module) -> Generator[None]:
-    """Let running statistics be as they are: the first time counted."""
+    """Leave running statistics as they are: the block's first pass has counted the images."""
     norms = [each for each in block.modules() if isinstance(each, _NormBase)]
     own = [dict(each._buffers) for each in norms]
     for each in norms:

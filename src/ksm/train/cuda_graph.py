@@ -1,7 +1,7 @@
 """A training step's passes as one CUDA graph: recorded once, then replayed for every batch.
 
-A GPU has done most operations of a small batch before Python has asked for the next. A graph asks
-for all of them at once; what Python does in between is done when it is recorded, and not again.
+A GPU finishes most operations of a small batch before Python has launched the next. A graph
+launches all of them at once; the Python code between them runs only when the graph is recorded.
 """
 
 from __future__ import annotations
@@ -12,18 +12,19 @@ from collections.abc import Callable, Iterable
 import torch
 from torch import Tensor, nn
 
-from ksm.errors import KsmError
+from ksm.errors import KsmError, reason_of
 
 FIRST = 3
-"""Steps that are taken as usual before one is recorded, as torch asks."""
+"""Steps that run without a graph before one is recorded, as torch's guide asks."""
 
 
 class Recorded:
-    """`work`, recorded for inputs of the first ones' shapes; for others it runs as usual.
+    """A function, recorded for inputs of the first call's shapes; others run without a graph.
 
-    What it reads and writes beside its inputs must stay where it is, and each step must be the same
-    work but for the numbers: what Python draws, counts or decides stays as it was when it was
-    recorded, and hooks are not called. Gradients are those of the last step alone.
+    Tensors that the function reads and writes beside its inputs must stay at their addresses, and
+    each call must do the same work but for the numbers: what Python draws, counts or decides stays
+    as it was when the graph was recorded, and hooks are not called. Gradients are those of the last
+    call, not sums.
 
     Args:
         work: from inputs to a tensor, with a backward pass.
@@ -39,10 +40,10 @@ class Recorded:
         self.graph: torch.cuda.CUDAGraph | None = None
 
     def __call__(self, *inputs: Tensor) -> Tensor:
-        """What `work` gives; the next call overwrites it.
+        """Return the function's result, which the next call overwrites.
 
         Raises:
-            KsmError: it cannot be recorded.
+            KsmError: the function cannot be recorded.
         """
         if not self.inputs:
             self.inputs = [each.clone() for each in inputs]
@@ -60,7 +61,7 @@ class Recorded:
         return self.made
 
     def _aside(self, *inputs: Tensor) -> Tensor:
-        """As usual, but on a stream of its own, as when it is recorded."""
+        """Run without a graph, but on the stream on which one is recorded."""
         here = torch.cuda.current_stream()
         self.stream.wait_stream(here)
         with torch.cuda.stream(self.stream):
@@ -80,9 +81,9 @@ class Recorded:
                 first = first.__context__
             if not isinstance(first, RuntimeError) or isinstance(first, torch.OutOfMemoryError):
                 raise first from None
-            reason = (str(first).strip() or type(first).__name__).splitlines()[0]
             raise KsmError(
-                f"the steps cannot be recorded as a CUDA graph ({reason}): train without graph"
+                f"the steps cannot be recorded as a CUDA graph ({reason_of(first)}): train without "
+                "graph"
             ) from error
         self.gradients = [each.grad for each in self.parameters]
         return graph

@@ -1,12 +1,12 @@
-"""How good a model is on labelled images."""
+"""How good a model is on the examples of a split."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import itertools
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.utils import parametrize
 from torch.utils.data import DataLoader
 
@@ -18,35 +18,35 @@ BATCH = 64
 
 
 def device() -> torch.device:
-    """The accelerator, if there is one, else the CPU."""
+    """Return the accelerator, if there is one, else the CPU."""
     found = torch.accelerator.current_accelerator(check_available=True)
     return found or torch.device("cpu")
 
 
+@torch.no_grad()
 def evaluate(
-    model: nn.Module, images: Examples, objective: Objective | None = None, batch: int = BATCH
+    model: nn.Module, examples: Examples, objective: Objective | None = None, batch: int = BATCH
 ) -> dict[str, Any]:
-    """Return the figures of a model on images; see `Objective.measure`.
+    """Return the figures of a model on examples; see `Objective.measure`.
 
     The model's mode is not changed: put it in evaluation mode first. Masked weights are made once
-    for all images, by torch's cache for parametrizations, which is the whole process's: train no
+    for all examples, by torch's cache for parametrizations, which is the whole process's: train no
     other model in another thread meanwhile.
 
     Args:
-        objective: None: classification, an output a class.
+        objective: None: classification, with a class for each output.
     """
-    batches = _outputs(model, images, batch)
-    if objective is None:
-        first = next(batches)
-        objective = Classification(first[0].shape[1])
-        return objective.measure(item for part in ([first], batches) for item in part)
-    return objective.measure(batches)
-
-
-@torch.no_grad()
-def _outputs(model: nn.Module, images: Examples, batch: int) -> Iterator[tuple[Tensor, Tensor]]:
     where = next(model.parameters()).device
+    dataset: Any = examples
+    # A DataLoader draws a number even to go in order: not from the caller's generator.
+    loader = DataLoader(dataset, batch, generator=torch.Generator())
     with parametrize.cached():
-        # A DataLoader draws a number even to go in order: not from the caller's generator.
-        for pixels, target in DataLoader(images, batch, generator=torch.Generator()):
-            yield model(images.inputs(pixels.to(where))).float().cpu(), target
+        batches = (
+            (model(examples.inputs(inputs.to(where))).float().cpu(), targets)
+            for inputs, targets in loader
+        )
+        if objective is None:
+            first = next(batches)
+            objective = Classification(first[0].shape[1])
+            return objective.measure(itertools.chain([first], batches))
+        return objective.measure(batches)

@@ -1,18 +1,17 @@
-"""From a folder of labelled images to a task."""
+"""Learning a task from a folder of labelled images."""
 
 from __future__ import annotations
 
 import dataclasses
 import os
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
 from typing import Any
 
 import torch
 from torch import nn
 
-from ksm import kernels
 from ksm._version import __version__
 from ksm.backbones import backbone as backbone_by_name
 from ksm.core.backbone import Description, describe
@@ -20,7 +19,7 @@ from ksm.core.names import check_name
 from ksm.core.preprocess import Preprocess
 from ksm.data.folder import Folder, Sample, scan, spread
 from ksm.data.load import MEMORY, Images, load
-from ksm.errors import KsmError
+from ksm.errors import KsmError, reason_of
 from ksm.methods import Grow, Method, Outcome, make
 from ksm.task import Task, add_task, origin
 from ksm.train.callbacks import Callback
@@ -83,40 +82,36 @@ def learn(
         backbone = backbone_by_name(backbone)
     description = _prepared(describe(backbone, head), size, crop, stretch)
     images = _read(found, description.preprocess, training, limit, strict, callback)
-    classes = found.classes
+    run = Run(
+        images["train"],
+        images["val"],
+        training,
+        _objective(images["train"], training, len(found.classes)),
+        callback,
+        MEMORY - sum(part.held for part in images.values()),
+    )
+
+    def model_of(size: float) -> nn.Module:
+        """Make the model, in a network of so many sizes of the backbone."""
+        model = add_task(
+            backbone,
+            len(found.classes),
+            method=method,
+            head=description.head,
+            size=description.preprocess.size,
+            earlier=earlier,
+            grown=size,
+        )
+        _check_outputs(model, len(found.classes), description)
+        placed = origin(model).method
+        callback.attached(placed.summary(model), placed.mask_from)
+        return model
 
     gpus = [torch.cuda.current_device()] if torch.cuda.is_available() else []
     with torch.random.fork_rng(gpus):
         torch.manual_seed(training.seed)
-        run = Run(
-            images["train"],
-            images["val"],
-            training,
-            _objective(images["train"], training, len(classes)),
-            callback,
-            MEMORY - sum(part.held for part in images.values()),
-        )
-        grown = 1.0
-        while True:
-            try:
-                model = add_task(
-                    backbone,
-                    len(classes),
-                    method=method,
-                    head=description.head,
-                    size=description.preprocess.size,
-                    earlier=earlier,
-                    grown=grown,
-                )
-                _check_outputs(model, len(classes), description)
-                placed = origin(model).method
-                callback.attached(placed.summary(model), placed.mask_from)
-                parameters = placed.trained(model)
-                outcome = run.go_through(model)
-                break
-            except Grow as wish:
-                grown = wish.size
-        task = Task.of(model, name, classes, preprocess=description.preprocess)
+        model, outcome = _trained(model_of, run)
+        task = Task.of(model, name, found.classes, preprocess=description.preprocess)
     where = next(model.parameters()).device
     rounded = half or training.precision != "no"  # the task is used as it is stored
     task = task.halved() if half else task
@@ -129,13 +124,13 @@ def learn(
         "best_epoch": outcome.record["epoch"],
         "stopped": late or run.stopped,
         "seconds": run.seconds,
-        "parameters": parameters,
+        "parameters": run.parameters,
         "images": {split: len(part) for split, part in images.items()},
         "skipped": sum(len(part.skipped) for part in images.values()),
         "device": str(where),
         "mask_from": {"asked": method.mask_from, "used": task.method.mask_from},
         "trunk": run.trunk,
-        "kernels": dict(kernels.in_use(where)),
+        "kernels": run.forms,
         "versions": {
             "python": platform.python_version(),
             "ksm": __version__,
@@ -145,10 +140,21 @@ def learn(
     return dataclasses.replace(task, metrics=metrics, record=record)
 
 
+def _trained(model_of: Callable[[float], nn.Module], run: Run) -> tuple[nn.Module, Outcome]:
+    """Train a model, a larger one as often as its method asks for it."""
+    size = 1.0
+    while True:
+        try:
+            model = model_of(size)
+            return model, run.go_through(model)
+        except Grow as wish:
+            size = wish.size
+
+
 def _prepared(
     description: Description, size: int | None, crop: float, stretch: bool
 ) -> Description:
-    """The description with the images prepared as the user asks."""
+    """Return the description with the images prepared as the user asks."""
     preprocess = dataclasses.replace(
         description.preprocess,
         size=description.preprocess.size if size is None else size,
@@ -170,7 +176,7 @@ def _read(
     strict: bool,
     callback: Callback,
 ) -> dict[str, Images]:
-    """The decoded images of each split."""
+    """Return the decoded images of each split."""
     chosen = {**found.splits, "train": _limited(found, limit)}
     epochs = training.epochs_for(len(chosen["train"]))
     callback.scanned(dataclasses.replace(found, splits=chosen), epochs)
@@ -191,6 +197,7 @@ def _read(
 
 
 def _objective(images: Images, training: Training, classes: int) -> Classification:
+    """Return cross-entropy over the classes, weighed and smoothed as the settings ask."""
     labels = torch.tensor([label for _, label in images.samples])
     weight = balanced(labels) if training.balance else None
     return Classification(classes, weight, training.label_smoothing)
@@ -199,7 +206,7 @@ def _objective(images: Images, training: Training, classes: int) -> Classificati
 def _measured(
     folded: nn.Module, images: Mapping[str, Images], outcome: Outcome, rounded: bool
 ) -> tuple[dict[str, Any], str | None]:
-    """Figures of the validation and the test split, and why one is missing, if it is.
+    """Return figures of the validation and the test split, and why one is missing, if one is.
 
     Args:
         rounded: whether the task computes otherwise than the model that was validated.
@@ -217,6 +224,7 @@ def _measured(
 
 
 def _limited(folder: Folder, limit: int | None) -> list[Sample]:
+    """Return at most `limit` training images, spread over the folder's."""
     samples = folder.splits["train"]
     if limit is None or limit >= len(samples):
         return samples
@@ -233,33 +241,28 @@ def _limited(folder: Folder, limit: int | None) -> list[Sample]:
 
 @torch.no_grad()
 def _check_outputs(model: nn.Module, classes: int, description: Description) -> None:
-    """One black image through the model, before anything is trained, tells a wrong head or size."""
-    where = next(model.parameters()).device
+    """Run the model on one black image before anything is trained, which shows a wrong head or
+    size."""
+    size, head = description.preprocess.size, description.head
     model.eval()
     try:
-        outputs = model(
-            torch.zeros(
-                1, 3, description.preprocess.size, description.preprocess.size, device=where
-            )
-        )
+        outputs = model(torch.zeros(1, 3, size, size, device=next(model.parameters()).device))
     except (RuntimeError, AssertionError, ValueError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise KsmError(
-            f"backbone {description.name} does not take images of {description.preprocess.size} pixels with "
-            f"head {description.head!r} ({reason}); try another size or head"
+            f"backbone {description.name} does not take images of {size} pixels with head {head!r} "
+            f"({reason_of(error)}); try another size or head"
         ) from error
-    if not isinstance(outputs, torch.Tensor) or outputs.shape != (1, classes):
-        shape = (
-            tuple(outputs.shape) if isinstance(outputs, torch.Tensor) else type(outputs).__name__
-        )
+    tensor = isinstance(outputs, torch.Tensor)
+    if not tensor or outputs.shape != (1, classes):
         raise KsmError(
-            f"with head {description.head!r} the network's output has shape {shape}, expected "
+            f"with head {head!r} the network's output has shape "
+            f"{tuple(outputs.shape) if tensor else type(outputs).__name__}, expected "
             f"(1, {classes}): name its last layer with head (--head)"
         )
 
 
 def _check_classes(folder: Folder, images: dict[str, Images]) -> None:
-    """Unreadable files must not have emptied a class or a split."""
+    """Refuse images of which unreadable files emptied a class or a split."""
     left = {label for _, label in images["train"].samples}
     for label, name in enumerate(folder.classes):
         if label not in left:

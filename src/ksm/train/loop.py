@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -15,6 +17,7 @@ from accelerate.state import AcceleratorState
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+from ksm import kernels
 from ksm.data.features import Examples
 from ksm.errors import KsmError
 from ksm.methods import Phase
@@ -24,9 +27,11 @@ from ksm.train.evaluate import evaluate
 from ksm.train.memory_format import memory_format_of, ordered
 from ksm.train.objective import Objective
 from ksm.train.precise_bn import precise_bn
-from ksm.train.schedule import share
+from ksm.train.schedule import schedule, share
 from ksm.train.settings import Training
-from ksm.train.state import State
+from ksm.train.state import State, optimizers_of
+
+log = logging.getLogger("ksm")
 
 
 @dataclass
@@ -55,11 +60,20 @@ class Progress:
 
 @dataclass(frozen=True)
 class History:
-    """What a run did: a record for each epoch, and whether it was cut short."""
+    """What a run did.
+
+    Args:
+        epochs: a record for each.
+        stopped: why the run was cut short; None: it was not.
+        seconds: that it took.
+        forms: of the computation in the training steps, see `ksm.kernels`: `mask`, where there are
+            masks, with the `triton` version, and `memory_format`.
+    """
 
     epochs: list[dict[str, Any]]
     stopped: str | None
     seconds: float
+    forms: dict[str, str]
 
 
 def fit(
@@ -77,7 +91,7 @@ def fit(
     on_step: Callable[[Progress], None] = lambda progress: None,
     on_state: Callable[[State], None] = lambda state: None,
 ) -> History:
-    """Train for one phase and keep the epoch that is best on `val`; the last if the phase asks.
+    """Train for one phase, and tell which epoch is best on `val`; the last if the phase asks.
 
     Better is a higher score of the objective, or the same with a lower loss. Ctrl-C ends the run
     at once, what was best stays; the settings' patience ends it after an epoch.
@@ -87,9 +101,10 @@ def fit(
         objective: the loss, and the figures of the validation split.
         done: epochs of earlier phases; the records count on from there.
         saved: from `State.state_dict`, of the same phase: the run goes on from there.
-        on_best: called with the score and the epoch's record when the model is the best so far, in evaluation
-            mode.
+        on_best: called with the score and the epoch's record when the model is the best so far,
+            in evaluation mode.
         on_epoch: called with each epoch's record.
+        on_step: called a few times a second, and after an epoch's last step.
         on_state: called after each epoch, when the state can be saved.
 
     Raises:
@@ -99,124 +114,149 @@ def fit(
     """
     if len(train) < 2:
         raise KsmError(f"{len(train)} training images: expected at least 2")
-    accelerator = _accelerator(settings, len({g.get("optimizer", "adam") for g in phase.groups}))
-    drop_last = len(train) % settings.batch == 1  # BatchNorm cannot train on one image
-    steps = len(train) // settings.batch + (0 if drop_last else len(train) % settings.batch > 0)
-    state = State.begin(phase, settings, phase.epochs * steps, accelerator.device)
-    loader: Any = DataLoader(
-        train,
-        settings.batch,
-        shuffle=True,
-        generator=state.generator,
-        num_workers=settings.workers,
-        persistent_workers=settings.workers > 0,
-        drop_last=drop_last,
-    )
-    prepared, loader, *optimizers = accelerator.prepare(model, loader, *state.optimizers)
-    if saved is not None:
-        state.load_state_dict(prepared, saved)
-    objective = objective.to(accelerator.device)
-    run = _Run(prepared, phase, settings, objective, state, accelerator, loader, optimizers, steps)
-    stopped: str | None = None
-    before, began = state.seconds, time.perf_counter()
+    run = _Run(model, phase, train, settings, objective, saved)
+    state, stopped = run.state, None
     try:
-        memory_format = memory_format_of(prepared, train.shape)
-        while state.epoch < phase.epochs:
-            loss, pace = run.train(train, memory_format, on_step)
-            prepared.eval()
-            precise_bn(prepared, train, settings.batch, settings.precise_bn, state.generator)
-            figures = evaluate(prepared, val, objective)
-            state.seconds = before + time.perf_counter() - began
-            record = run.recorded(loss, pace, figures, done)
-            key = (objective.score(figures), -figures["loss"])
-            last = state.epoch + 1 == phase.epochs
-            if (not phase.last or last) and (state.best is None or key > state.best):
-                on_best(key[0], record)
-                state.best, state.best_epoch = key, state.epoch
-            state.records.append(record)
+        while not (stopped := run.out_of_patience()) and state.epoch < phase.epochs:
+            trained = run.train_epoch(on_step)
+            figures = run.validate(val)
             state.epoch += 1
+            state.seconds = run.seconds
+            record = {
+                "phase": phase.name,
+                "epoch": done + state.epoch,
+                **trained,
+                f"val_{objective.metric}": figures[objective.metric],
+                "val_loss": figures["loss"],
+                "seconds": state.seconds,
+            }
+            state.records.append(record)
+            score = run.objective.score(figures)
+            key = score, -figures["loss"]
+            may_be_best = not phase.last or state.epoch == phase.epochs
+            if may_be_best and (state.best is None or key > state.best):
+                on_best(score, record)
+                state.best, state.best_epoch = key, state.epoch
             on_epoch(record)
             on_state(state)
-            since = (
-                state.epoch - 1 - (state.epoch if state.best_epoch is None else state.best_epoch)
-            )
-            if settings.patience and since >= settings.patience:
-                stopped = f"no better validation {objective.metric} for {settings.patience} epochs"
-                break
     except KeyboardInterrupt:
         stopped = "interrupted"
     except torch.OutOfMemoryError as error:
         raise KsmError(
-            f"out of memory on {accelerator.device}: lower the batch or the size of the images, "
+            f"out of memory on {run.device}: lower the batch or the size of the images, "
             "or train with checkpointing"
         ) from error
-    accelerator.free_memory()
-    return History(state.records, stopped, before + time.perf_counter() - began)
+    run.accelerator.free_memory()
+    return History(state.records, stopped, run.seconds, run.forms)
 
 
-def _accelerator(settings: Training, optimizers: int) -> Accelerator:
-    known = AcceleratorState._shared_state.get("_mixed_precision", settings.precision)
-    if known != settings.precision:
-        AcceleratorState._reset_state()  # accelerate keeps a process to its first precision
-    accelerator = Accelerator(mixed_precision=settings.precision)
-    if settings.graph and accelerator.device.type != "cuda":
-        raise KsmError(f"graph needs a CUDA GPU, and this trains on {accelerator.device.type}")
-    if accelerator.num_processes > 1:
-        raise KsmError("training in several processes is not supported: start one process")
-    if settings.precision == "fp16" and optimizers > 1:  # they would share one gradient scale
-        raise KsmError("precision fp16 goes with one kind of optimizer, not two: take no or bf16")
-    if settings.precision == "fp16" and accelerator.device.type == "cpu":
-        raise KsmError("precision fp16 needs an accelerator; on the CPU take no or bf16")
-    return accelerator
-
-
-@dataclass
 class _Run:
-    """One phase under training: the model, and what an epoch needs beside the state."""
+    """One phase under training: the model on its device, and the state.
 
-    model: nn.Module
-    phase: Phase
-    settings: Training
-    objective: Objective
-    state: State
-    accelerator: Accelerator
-    loader: Any
-    optimizers: list[Any]
-    steps: int
+    Args:
+        model, phase, train, settings, objective, saved: see `fit`.
+    """
 
-    def train(
+    def __init__(
         self,
-        images: Examples,
-        memory_format: torch.memory_format,
-        on_step: Callable[[Progress], None],
-    ) -> tuple[float, float]:
-        """Go through the images once: mean loss, and images a second."""
+        model: nn.Module,
+        phase: Phase,
+        train: Examples,
+        settings: Training,
+        objective: Objective,
+        saved: dict[str, Any] | None,
+    ) -> None:
+        self.phase, self.train, self.settings = phase, train, settings
+        self.accelerator = accelerator = _accelerator(settings, phase)
+        self.device = accelerator.device
+        self.objective = objective.to(self.device)
+        generator = torch.Generator().manual_seed(settings.seed)
+        images: Any = train
+        loader: Any = DataLoader(
+            images,
+            settings.batch,
+            shuffle=True,
+            generator=generator,
+            num_workers=settings.workers,
+            persistent_workers=settings.workers > 0,
+            drop_last=len(train) % settings.batch == 1,  # BatchNorm cannot train on one image
+        )
+        optimizers = optimizers_of(phase.groups, self.device)
+        self.state = State(optimizers, generator, accelerator.scaler)
+        self.rates = [[group["lr"] for group in each.param_groups] for each in optimizers]
+        self.steps = len(loader)
+        self.factor = schedule(settings, phase.epochs * self.steps, phase.decays)
+        prepared = accelerator.prepare(model, loader, *optimizers)
+        self.model, self.loader, *self.optimizers = prepared
+        if saved is not None:
+            self.state.load_state_dict(self.model, saved)
+        self.forms: dict[str, str] = {}
+        self.began = time.perf_counter() - self.state.seconds
+
+    @property
+    def seconds(self) -> float:
+        """Of training so far, those before the state was saved included."""
+        return time.perf_counter() - self.began
+
+    @cached_property
+    def memory_format(self) -> torch.memory_format:
+        found = memory_format_of(self.model, self.train.shape)
+        self.forms["memory_format"] = str(found).removeprefix("torch.")
+        return found
+
+    def out_of_patience(self) -> str | None:
+        """Say why the run stops here; None: it goes on."""
+        patience, state = self.settings.patience, self.state
+        if patience and state.best_epoch and state.epoch - state.best_epoch >= patience:
+            return f"no better validation {self.objective.metric} for {patience} epochs"
+        return None
+
+    def train_epoch(self, on_step: Callable[[Progress], None]) -> dict[str, float]:
+        """Go through the training images once; return the mean `loss` and the
+        `images_per_second`."""
+        memory_format = self.memory_format
         self.model.train()
         twice = checkpointed(self.model) if self.settings.checkpointing else nullcontext()
-        with ordered(self.model, memory_format), self.phase.during(), twice:
-            return self._steps(images, memory_format, on_step)
+        with (
+            ordered(self.model, memory_format),
+            kernels.noted(self.forms),
+            self.phase.during(),
+            twice,
+        ):
+            return self._steps(memory_format, on_step)
+
+    def validate(self, images: Examples) -> dict[str, Any]:
+        """Return the figures of the model on the images; it is then in evaluation mode."""
+        self.model.eval()
+        settings = self.settings
+        precise_bn(
+            self.model, self.train, settings.batch, settings.precise_bn, self.state.generator
+        )
+        figures = evaluate(self.model, images, self.objective)
+        if not math.isfinite(figures["loss"]):
+            raise KsmError(
+                f"the validation loss is {figures['loss']} in epoch {self.state.epoch + 1}: lower "
+                "the learning rates"
+            )
+        return figures
 
     def _steps(
-        self,
-        images: Examples,
-        memory_format: torch.memory_format,
-        on_step: Callable[[Progress], None],
-    ) -> tuple[float, float]:
+        self, memory_format: torch.memory_format, on_step: Callable[[Progress], None]
+    ) -> dict[str, float]:
         passes: Callable[..., Tensor] = self._passes
         if self.settings.graph and self.phase.repeats:
             passes = Recorded(self._passes, self.model.parameters())
-        epoch, epochs, steps = self.state.epoch, self.phase.epochs, self.steps
-        total = torch.zeros((), device=self.accelerator.device)
+        phase, epoch, steps = self.phase, self.state.epoch, self.steps
+        all_steps = phase.epochs * steps
+        total = torch.zeros((), device=self.device)
         seen, began, shown = 0, time.perf_counter(), 0.0
         for step, (pixels, target) in enumerate(self.loader):
             at = epoch * steps + step
-            if self.phase.before_step:
-                self.phase.before_step(share(at, epochs * steps))
-            loss = passes(images.inputs(pixels).contiguous(memory_format=memory_format), target)
-            for optimizer, schedule in zip(self.optimizers, self.state.schedules, strict=True):
-                optimizer.step()
-                optimizer.zero_grad()
-                schedule.step()
+            if phase.before_step:
+                phase.before_step(share(at, all_steps))
+            inputs = self.train.inputs(pixels).contiguous(memory_format=memory_format)
+            loss = passes(inputs, target)
+            self._update(self.factor(at))
             total += loss * len(target)
             seen += len(target)
             now = time.perf_counter()
@@ -229,15 +269,15 @@ class _Run:
                     f"the loss is {mean} in epoch {epoch + 1}, step {step + 1}: lower the "
                     "learning rates"
                 )
-            spent = self.state.seconds + now - began
-            left = spent / (at + 1) * (epochs * steps - at - 1)
+            left = self.seconds / (at + 1) * (all_steps - at - 1)
             best = self.state.best[0] if self.state.best else None
             pace = seen / (now - began)
-            on_step(Progress(self.phase.name, epoch, epochs, step, steps, pace, left, mean, best))
-        return total.item() / seen, seen / (time.perf_counter() - began)
+            on_step(Progress(phase.name, epoch, phase.epochs, step, steps, pace, left, mean, best))
+        pace = seen / (time.perf_counter() - began)
+        return {"loss": total.item() / seen, "images_per_second": pace}
 
     def _passes(self, inputs: Tensor, target: Tensor) -> Tensor:
-        """The forward and the backward pass of a batch; returns its loss."""
+        """Run the forward and the backward pass of a batch; return its loss."""
         outputs = self.model(inputs)
         if not isinstance(outputs, Tensor):
             raise KsmError(
@@ -249,23 +289,29 @@ class _Run:
         self.accelerator.backward(loss + penalty() if penalty else loss)
         return loss.detach()
 
-    def recorded(
-        self, loss: float, pace: float, figures: dict[str, Any], done: int
-    ) -> dict[str, Any]:
-        """The record of the epoch that just ended, for people and for JSON."""
-        epoch = self.state.epoch
-        if not math.isfinite(figures["loss"]):
-            raise KsmError(
-                f"the validation loss is {figures['loss']} in epoch {epoch + 1}: lower the "
-                "learning rates"
-            )
-        metric = self.objective.metric
-        return {
-            "phase": self.phase.name,
-            "epoch": done + epoch + 1,
-            "loss": loss,
-            f"val_{metric}": figures[metric],
-            "val_loss": figures["loss"],
-            "images_per_second": pace,
-            "seconds": self.state.seconds,
-        }
+    def _update(self, factor: float) -> None:
+        """Take the optimizers' step, with the learning rates times the factor."""
+        for optimizer, rates in zip(self.optimizers, self.rates, strict=True):
+            for group, rate in zip(optimizer.param_groups, rates, strict=True):
+                group["lr"] = rate * factor
+            optimizer.step()
+            optimizer.zero_grad()
+
+
+def _accelerator(settings: Training, phase: Phase) -> Accelerator:
+    known = AcceleratorState._shared_state.get("_mixed_precision", settings.precision)
+    if known != settings.precision:
+        AcceleratorState._reset_state()  # accelerate keeps a process to its first precision
+    accelerator = Accelerator(mixed_precision=settings.precision)
+    kinds = {group.get("optimizer", "adam") for group in phase.groups}
+    if accelerator.num_processes > 1:
+        raise KsmError("training in several processes is not supported: start one process")
+    if settings.graph and accelerator.device.type != "cuda":
+        raise KsmError(f"graph needs a CUDA GPU, and this trains on {accelerator.device.type}")
+    if settings.graph and not phase.repeats:
+        log.info("phase %s: no CUDA graph, since its steps are not all alike", phase.name)
+    if settings.precision == "fp16" and len(kinds) > 1:  # they would share one gradient scale
+        raise KsmError("precision fp16 goes with one kind of optimizer, not two: take no or bf16")
+    if settings.precision == "fp16" and accelerator.device.type == "cpu":
+        raise KsmError("precision fp16 needs an accelerator; on the CPU take no or bf16")
+    return accelerator

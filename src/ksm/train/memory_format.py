@@ -1,7 +1,8 @@
-"""The order of values in memory in which convolutions are fastest, while a model trains."""
+"""The order of values in memory, while a model trains: channels last is fastest."""
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Generator
 from contextlib import contextmanager
 
@@ -9,23 +10,36 @@ import torch
 from torch import nn
 from torch.nn.utils.parametrize import is_parametrized
 
+from ksm.errors import reason_of
+
+log = logging.getLogger("ksm")
+
 WIDEST = 16
 """float32 numbers in the longest vector of a processor."""
 
 
 def memory_format_of(model: nn.Module, shape: tuple[int, ...]) -> torch.memory_format:
-    """The order of the input's values: channels last, in which convolutions are fastest, unless the
-    network cannot take it, as where it calls `view` on what a convolution gives, or torch cannot.
+    """Return the order of the inputs' values for training: channels last, in which convolutions are
+    fastest, unless the network cannot take it, as where it calls `view` on a convolution's output,
+    or torch cannot. A line at the log level INFO then says why.
+
+    Args:
+        shape: of one input, (channels, height, width).
     """
     device = next(model.parameters()).device
     if device.type == "cpu" and any(_overflows(each) for each in model.modules()):
+        log.info("inputs are not channels last: a strided pointwise convolution has few channels")
         return torch.contiguous_format
     model.eval()
     inputs = torch.zeros(2, *shape, device=device).contiguous(memory_format=torch.channels_last)
     try:
         with ordered(model, torch.channels_last):
             model(inputs).sum().backward()
-    except Exception:  # the network's own code; if the order is not why, the first step tells
+    except (
+        Exception
+    ) as error:  # the network's own code; if the order is not why, the first step tells
+        reason = reason_of(error)
+        log.info("inputs are not channels last: the network does not take them (%s)", reason)
         return torch.contiguous_format
     finally:
         model.zero_grad()
@@ -33,8 +47,8 @@ def memory_format_of(model: nn.Module, shape: tuple[int, ...]) -> torch.memory_f
 
 
 def _overflows(layer: nn.Module) -> bool:
-    """Whether its weight's gradient would be written past its end: with strides, a few channels in
-    and one weight a kernel (oneDNN issue 6035; fewer channels than a vector has room for)."""
+    """Tell whether torch would write the weight's gradient past its end: a pointwise convolution
+    with strides and fewer channels than a vector has room for (oneDNN issue 6035)."""
     return (
         isinstance(layer, nn.Conv2d)
         and layer.kernel_size == (1, 1)
@@ -45,11 +59,11 @@ def _overflows(layer: nn.Module) -> bool:
 
 @contextmanager
 def ordered(model: nn.Module, memory_format: torch.memory_format) -> Generator[None]:
-    """Keep the model's trained convolution weights in the order of its inputs, while it trains.
+    """Keep the model's trained, plain convolution weights in the order of its inputs in the block.
 
-    Elsewhere they are in torch's usual order, since the last bits of what a convolution gives
-    depend on it, and a task shall give in training, from its file, and in an `Engine` the same.
-    Frozen weights stay as they are: others share them.
+    Outside they are in torch's usual order: the last bits of a convolution depend on the order, and
+    a task must give the same in validation, from its file and in an `Engine`. Frozen weights stay
+    as they are, since others share them, and masked ones are made afresh at each step.
     """
     if memory_format == torch.contiguous_format:
         yield

@@ -45,7 +45,7 @@ class Objective(ABC):
 
     @abstractmethod
     def score(self, figures: dict[str, Any]) -> float:
-        """Return what the best epoch has most of; larger is better."""
+        """Return the number by which epochs are compared; larger is better."""
 
     @abstractmethod
     def prediction(self, outputs: Tensor) -> Tensor:

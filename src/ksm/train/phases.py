@@ -15,7 +15,7 @@ from ksm.data.features import KEPT, Examples, Features
 from ksm.data.load import Images
 from ksm.errors import KsmError
 from ksm.methods import Outcome, Phase
-from ksm.task import Origin, origin, restore, snapshot
+from ksm.task import origin, restore, snapshot
 from ksm.train.callbacks import Callback
 from ksm.train.checkpointing import blocks
 from ksm.train.evaluate import BATCH, device
@@ -26,6 +26,9 @@ from ksm.train.settings import Training
 
 log = logging.getLogger("ksm")
 
+Trained = tuple[nn.Module, Examples, Examples]
+"""What is trained, on which examples, and with which it is validated."""
+
 
 class Run:
     """Training of one task, and what it took.
@@ -35,6 +38,14 @@ class Run:
         training, callback: see `ksm.learn`.
         objective: what is minimised and measured.
         memory: bytes that a trunk's outputs may take; 0: the trunk runs at each step.
+
+    Attributes:
+        epochs: a record for each, those of a network that was then found too small included.
+        stopped: why a phase was cut short; None: none was.
+        seconds: of training, in all.
+        parameters: how many numbers are trained.
+        trunk: whether the trunk's outputs are kept, or why not.
+        forms: of the computation in the training steps; see `ksm.train.loop.History`.
     """
 
     def __init__(
@@ -46,36 +57,33 @@ class Run:
         callback: Callback,
         memory: int = 0,
     ) -> None:
-        self.train = train
-        self.val = val
-        self.training = training
-        self.objective = objective
-        self.callback = callback
-        self.memory = memory
+        self.train, self.val = train, val
+        self.training, self.objective = training, objective
+        self.callback, self.memory = callback, memory
         self.epochs: list[dict[str, Any]] = []
-        """A record for each epoch, those of a network that was then found too small too."""
         self.stopped: str | None = None
-        """Why a phase was cut short, if one was."""
         self.seconds = 0.0
-        self.trunk = "run at each step"
-        """Whether the trunk's outputs were kept, or why not."""
+        self.parameters = 0
+        self.trunk = ""
+        self.forms: dict[str, str] = {}
 
     def go_through(self, model: nn.Module) -> Outcome:
-        """Go through the phases of the model's method; the model ends as the task, in evaluation
-        mode, and the outcome returned is the one that it has.
+        """Train the model through its method's phases, and return the outcome that it ends with.
+
+        The model is then the learned task, in evaluation mode.
 
         Raises:
             KsmError: as `ksm.train.loop.fit`, or interrupted before there was anything to keep.
             ksm.methods.Grow: the method wants a larger network.
         """
-        known = origin(model)
-        epochs = self.training.epochs_for(len(self.train))
-        phases = known.method.phases(model, known.description.head, epochs)
+        method, head = origin(model).method, origin(model).description.head
+        self.parameters = method.trained(model)
+        phases = method.phases(model, head, self.training.epochs_for(len(self.train)))
         try:
-            trained, train, val = self._above_trunk(model, known)
+            trained = self._above_trunk(model, method.mask_from, head)
             phase = next(phases)
             while True:
-                outcome, interrupted = self._fit(model, phase, trained, train, val)
+                outcome, interrupted = self._fit(model, phase, trained)
                 if interrupted and not phase.keeps:
                     phases.throw(KeyboardInterrupt())
                 if interrupted or outcome is None:
@@ -91,28 +99,37 @@ class Run:
         model.eval()
         return outcome
 
-    def _above_trunk(self, model: nn.Module, known: Origin) -> tuple[nn.Module, Examples, Examples]:
-        """What is trained, and on what: the model on images; or what comes after its trunk on the
-        trunk's outputs, where they can be computed once and kept."""
-        start, head = known.method.mask_from, known.description.head
-        if start is None:
-            return self._whole(model, "none: the task starts at the input")
-        if not self.memory:
-            return self._whole(model, "run at each step: no memory is left to keep its outputs")
-        if self.train.augment not in KEPT:
-            return self._whole(model, f"run at each step: augmented by {self.train.augment}")
-        above = [model.get_submodule(start[:at]) for at, sign in enumerate(start) if sign == "."]
-        if self.training.checkpointing and set(above) & set(blocks(model)):
-            # a block that is partly trunk cannot be computed twice without the trunk
-            return self._whole(model, "run at each step: it ends inside of a checkpointed block")
+    def _above_trunk(self, model: nn.Module, start: str | None, head: str) -> Trained:
+        """Return what comes after the trunk, on the trunk's outputs, where they can be computed
+        once and kept; else the model, on images."""
         began = time.perf_counter()
+        kept = self._kept(model, start, head)
+        if isinstance(kept, str):
+            self.trunk = kept
+            log.info("trunk: %s", kept)
+            return model, self.train, self.val
+        self.trunk = "run once, outputs kept"
+        self.seconds += time.perf_counter() - began
+        return kept
+
+    def _kept(self, model: nn.Module, start: str | None, head: str) -> Trained | str:
+        """Run the trunk on all images; where that cannot be done, return why."""
+        if start is None:
+            return "none: the task starts at the input"
+        if not self.memory:
+            return "run at each step: no memory is left to keep its outputs"
+        if self.train.augment not in KEPT:
+            return f"run at each step: augmented by {self.train.augment}"
+        around = {model.get_submodule(start[:at]) for at, sign in enumerate(start) if sign == "."}
+        if self.training.checkpointing and around & set(blocks(model)):
+            return "run at each step: it ends inside of a checkpointed block"
         model.to(where := device())
         rest = split(model, start, head, self.train.shape)
         if rest is None or len(rest.needed) != 1:
-            return self._whole(model, "run at each step: the network cannot be split there")
+            return "run at each step: the network cannot be split there"
         shape = rest.shapes[rest.needed[0]]
         if sum(Features.size(images, shape) for images in (self.train, self.val)) > self.memory:
-            return self._whole(model, "run at each step: its outputs need more memory than is left")
+            return "run at each step: its outputs need more memory than is left"
         dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(self.training.precision)
 
         def features(images: Images, batch: int, order: torch.memory_format) -> Features:
@@ -128,22 +145,13 @@ class Run:
         batch = next(n for n in itertools.count(least) if count % n != 1 or n > count)
         try:
             train = features(self.train, batch, memory_format_of(model, self.train.shape))
-            val = features(self.val, BATCH, torch.contiguous_format)
+            return rest, train, features(self.val, BATCH, torch.contiguous_format)
         except torch.OutOfMemoryError:
-            return self._whole(model, "run at each step: out of memory for its outputs")
-        self.seconds += time.perf_counter() - began
-        self.trunk = "run once, outputs kept"
-        return rest, train, val
+            return "run at each step: out of memory for its outputs"
 
-    def _whole(self, model: nn.Module, why: str) -> tuple[nn.Module, Examples, Examples]:
-        self.trunk = why
-        log.info("trunk: %s", why)
-        return model, self.train, self.val
-
-    def _fit(
-        self, model: nn.Module, phase: Phase, trained: nn.Module, train: Examples, val: Examples
-    ) -> tuple[Outcome | None, bool]:
-        """The phase's outcome, in which the model then is, and whether it was interrupted."""
+    def _fit(self, model: nn.Module, phase: Phase, trained: Trained) -> tuple[Outcome | None, bool]:
+        """Train for a phase; return its outcome, in which the model then is, and whether the phase
+        was interrupted."""
         best: list[Outcome] = []
 
         def keep(score: float, record: dict[str, Any]) -> None:
@@ -151,8 +159,9 @@ class Run:
 
         if phase.start is not None:
             restore(model, phase.start)
+        part, train, val = trained
         history = fit(
-            trained,
+            part,
             phase,
             train,
             val,
@@ -166,6 +175,7 @@ class Run:
         self.epochs += history.epochs
         self.seconds += history.seconds
         self.stopped = history.stopped or self.stopped
+        self.forms |= history.forms
         if not best:
             return None, True
         restore(model, best[0].state)

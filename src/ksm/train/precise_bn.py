@@ -26,7 +26,7 @@ def precise_bn(
     is in evaluation mode before and after; norms whose statistics are frozen are left alone.
 
     Args:
-        batch, batches: images a batch, and how many batches at most.
+        batch, batches: images a batch, and how many batches at most; 0 batches: nothing is done.
         generator: draws the images.
     """
     norms = [
@@ -38,17 +38,20 @@ def precise_bn(
     ]
     if not norms or not batches:
         return
-    momenta = [norm.momentum for norm in norms]
-    for norm in norms:
-        norm.train()
-        norm.reset_running_stats()
-        norm.momentum = None  # torch's word for a plain average
+    dataset: Any = images
     batch = min(batch, len(images))
-    loader: Any = DataLoader(images, batch, shuffle=True, generator=generator, drop_last=True)
+    loader = DataLoader(dataset, batch, shuffle=True, generator=generator, drop_last=True)
     device = next(model.parameters()).device
-    with parametrize.cached():
-        for pixels, _ in itertools.islice(loader, batches):
-            model(images.inputs(pixels.to(device)))
-    for norm, momentum in zip(norms, momenta, strict=True):
-        norm.momentum = momentum
-        norm.eval()
+    momenta = [norm.momentum for norm in norms]
+    try:
+        for norm in norms:
+            norm.train()
+            norm.reset_running_stats()
+            norm.momentum = None  # torch then takes a plain average
+        with parametrize.cached():
+            for inputs, _ in itertools.islice(loader, batches):
+                model(images.inputs(inputs.to(device)))
+    finally:
+        for norm, momentum in zip(norms, momenta, strict=True):
+            norm.momentum = momentum
+            norm.eval()

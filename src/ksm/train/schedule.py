@@ -5,17 +5,33 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
+from ksm.train.settings import Training
+
 Factor = Callable[[int], float]
+"""From a step, counted from 0, to what the learning rates are multiplied by."""
+
+
+def schedule(settings: Training, steps: int, decays: bool) -> Factor:
+    """Return the factor that the settings ask for.
+
+    Args:
+        steps: of the whole phase.
+        decays: whether the phase's rates fall at the milestones, where there are any.
+    """
+    warmup = round(settings.warmup * steps)
+    if settings.milestones:
+        return tenths(steps, warmup, settings.milestones if decays else ())
+    return cosine(steps, warmup)
 
 
 def share(step: int, steps: int) -> float:
-    """How far a run is at a step: 0 at the first, 1 at the last; 1 if there is but one."""
+    """Return how much of a run is done at a step: 0 at the first, 1 at the last or only one."""
     return step / (steps - 1) if steps > 1 else 1.0
 
 
 def tenths(steps: int, warmup: int, milestones: tuple[float, ...]) -> Factor:
-    """Factor of the learning rate at a step: a line from 0 to 1 in `warmup`, then 1, and a tenth
-    of what it was at each of the shares `milestones` of all steps."""
+    """Return a factor that rises in a line from 0 to 1 in `warmup` steps, and then falls to a tenth
+    of its value at each of the shares `milestones` of all steps."""
 
     def factor(step: int) -> float:
         if step < warmup:
@@ -26,7 +42,8 @@ def tenths(steps: int, warmup: int, milestones: tuple[float, ...]) -> Factor:
 
 
 def cosine(steps: int, warmup: int) -> Factor:
-    """Factor of the learning rate at a step: a line from 0 to 1 in `warmup`, then a half cosine."""
+    """Return a factor that rises in a line from 0 to 1 in `warmup` steps, and then falls to 0 in a
+    half cosine."""
 
     def factor(step: int) -> float:
         if step < warmup:

@@ -33,8 +33,8 @@ class Training:
         checkpointing: compute each block a second time in the backward pass, in place of keeping
             its activations (gradient checkpointing, arXiv 1604.06174): less memory, more time.
         graph: record a step as a CUDA graph and replay it; phases of a method whose steps are not
-            all alike are trained as usual. Not for networks that draw or count in Python while
-            they train.
+            all alike are trained without one. Not for networks that draw or count in Python
+            while they train.
         patience: stop after so many epochs without a better validation score; None: never.
         augment, min_area: see `ksm.data.load.Images`.
         precision: "no", "bf16" or "fp16", as in accelerate.
@@ -102,7 +102,7 @@ class Training:
 
     @classmethod
     def read(cls, settings: Mapping[str, Any]) -> Training:
-        """Return the settings that a file has, also under the names of earlier versions."""
+        """Return the settings in a file, also under the names of earlier versions."""
         now = {_RENAMED.get(key, key): value for key, value in settings.items() if key not in _GONE}
         if settings.get("memory", "most") == "least":
             now["checkpointing"] = True

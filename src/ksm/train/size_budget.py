@@ -1,4 +1,4 @@
-"""A task whose file is at most so large: which units, levels and penalty meet a size."""
+"""Learning a task whose file has at most so many bytes, by smaller and smaller masks."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ STEPS: tuple[tuple[float, Mapping[str, Any]], ...] = (
     (0.1, {"pointwise": 8, "size_penalty": 40.0, "levels": 1}),
     (0.05, {"granularity": "group", "pointwise": 8, "size_penalty": 100.0, "levels": 1}),
 )
-"""Settings that make masks smaller, each with the share of an unpenalised mask's bytes that it is
-expected to need: an estimate, which decides where to begin. What a file has is measured."""
+"""Settings that make masks smaller, each with an estimate of the share of an unpenalised mask's
+bytes that is left. The estimate only decides where to begin: a file's size is measured."""
 
 
 @dataclass(frozen=True)
 class Attempt:
-    """What one setting came to.
+    """The size and the accuracy that one setting gave.
 
     Args:
         settings: of the method, beside the user's own.
@@ -48,11 +48,14 @@ def fit_size(
 ) -> Task:
     """Learn a task whose file has at most `most` bytes.
 
-    It is learned as asked first, which shows what a smaller file costs, and then with smaller
-    masks, from the settings that should just fit on, until one does.
+    The task is learned as asked first, which shows what a smaller file costs. Where its file is too
+    large, the task is learned again with smaller masks: first with the settings that should just
+    fit, then with the next smaller ones, until the file fits.
 
     Args:
         learn: trains a task by a method.
+        method: as the user asks for it.
+        most: bytes.
         tell: called with a line for each attempt.
 
     Returns:
@@ -60,7 +63,7 @@ def fit_size(
 
     Raises:
         KsmError: the method has no masks to make smaller, normalisation, head and the rest leave no
-            room for a mask, or no setting fits.
+            room for a mask, no setting fits, or the run was interrupted before one did.
     """
     if not isinstance(method, KSM):
         raise KsmError(f"max size goes with method {KSM.name}, not with {method.name}")
@@ -107,7 +110,7 @@ def fit_size(
 
 
 def smaller(method: KSM, settings: Mapping[str, Any]) -> KSM:
-    """The method with those settings that make its masks smaller than the user's own do."""
+    """Return the method with those of the settings that make its masks smaller than its own do."""
     coarser = ("element", "kernel", "group", "channel")
     wanted = dataclasses.replace(method, **settings)
     return dataclasses.replace(
@@ -120,12 +123,12 @@ def smaller(method: KSM, settings: Mapping[str, Any]) -> KSM:
 
 
 def size_of(task: Task) -> int:
-    """Bytes that the task's file has."""
+    """Return the bytes of the task's file."""
     return len(content_of(pack(task)))
 
 
 def line_of(attempt: Attempt) -> str:
-    """An attempt for people."""
+    """Return a line about an attempt for people."""
     settings = ", ".join(f"{key} {value}" for key, value in attempt.settings.items())
     return (
         f"{settings or 'as asked'}: {attempt.size / 1000:.1f} kB, "
@@ -134,10 +137,10 @@ def line_of(attempt: Attempt) -> str:
 
 
 def bytes_of(text: str) -> int:
-    """Bytes that a text such as `150kB`, `1.5 MB` or `200000` means; decimal units.
+    """Return the bytes that a text such as `150kB`, `1.5 MB` or `200000` means; decimal units.
 
     Raises:
-        KsmError: it means none.
+        KsmError: the text is no size.
     """
     units = {"": 1, "b": 1, "kb": 1000, "mb": 1_000_000}
     number = text.strip().rstrip("kKmMbB ")

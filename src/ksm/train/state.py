@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import random
 from dataclasses import dataclass, field
 from typing import Any
@@ -9,10 +10,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
-
-from ksm.methods import Phase
-from ksm.train.schedule import cosine, tenths
-from ksm.train.settings import Training
 
 FUSED = ("cpu", "cuda", "mps", "xpu", "hpu", "mtia")
 """Devices on which torch takes an optimizer's step in one kernel."""
@@ -22,50 +19,37 @@ FUSED = ("cpu", "cuda", "mps", "xpu", "hpu", "mtia")
 class State:
     """Where the training of a phase stands, between two epochs.
 
+    A run that goes on from a saved state ends in the same bits as one that was not interrupted,
+    where the training process itself loads the images (`workers` 0).
+
     Args:
-        optimizers, schedules: one a kind of optimizer that the phase's groups ask for.
+        optimizers: one for each kind of optimizer that the phase's groups ask for.
         generator: draws the order of the images.
-        epoch: epochs that are done.
-        best: score and negative loss of the best epoch so far; None before the first.
-        best_epoch: its number, from 0.
+        scaler: of the gradients, in fp16; None: they are not scaled.
+        epoch: number of epochs that are done.
+        best: score and negative loss of the best epoch; None before there is one.
+        best_epoch: its number, counted from 1; 0 before there is one.
         records: of the epochs that are done.
-        seconds: of training so far.
+        seconds: of training, in all.
     """
 
     optimizers: list[torch.optim.Optimizer]
-    schedules: list[torch.optim.lr_scheduler.LambdaLR]
     generator: torch.Generator
+    scaler: torch.amp.GradScaler | None = None
     epoch: int = 0
     best: tuple[float, float] | None = None
-    best_epoch: int | None = None
+    best_epoch: int = 0
     records: list[dict[str, Any]] = field(default_factory=list[dict[str, Any]])
     seconds: float = 0.0
 
-    @classmethod
-    def begin(cls, phase: Phase, settings: Training, steps: int, device: torch.device) -> State:
-        """Make the state before the first step.
-
-        Args:
-            steps: of the whole phase.
-        """
-        optimizers = _optimizers(phase.groups, device)
-        warmup = round(settings.warmup * steps)
-        milestones = settings.milestones if phase.decays else ()
-        factor = tenths(steps, warmup, milestones) if settings.milestones else cosine(steps, warmup)
-        return cls(
-            optimizers,
-            [torch.optim.lr_scheduler.LambdaLR(each, factor) for each in optimizers],
-            torch.Generator().manual_seed(settings.seed),
-        )
-
     def state_dict(self, model: nn.Module) -> dict[str, Any]:
-        """Return everything that the rest of the phase depends on, ready for `torch.save`: the
+        """Return copies of all that the rest of the phase depends on, ready for `torch.save`: the
         model's tensors, this state, and the random generators of torch, numpy and Python."""
         cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
         return {
             "model": {name: tensor.clone() for name, tensor in model.state_dict().items()},
-            "optimizers": [each.state_dict() for each in self.optimizers],
-            "schedules": [each.state_dict() for each in self.schedules],
+            "optimizers": [copy.deepcopy(each.state_dict()) for each in self.optimizers],
+            "scaler": self.scaler.state_dict() if self.scaler else None,
             "generator": self.generator.get_state(),
             "random": {
                 "torch": torch.get_rng_state(),
@@ -73,37 +57,40 @@ class State:
                 "numpy": np.random.get_state(),
                 "python": random.getstate(),
             },
-            "epoch": self.epoch,
-            "best": self.best,
-            "best_epoch": self.best_epoch,
-            "records": list(self.records),
-            "seconds": self.seconds,
+            **{name: copy.copy(getattr(self, name)) for name in _PROGRESS},
         }
 
     @torch.no_grad()
     def load_state_dict(self, model: nn.Module, saved: dict[str, Any]) -> None:
         """Put back what `state_dict` returned, into the model too.
 
-        Only the model's own tensors are written: those that the backbone shares are equal.
+        The model's tensors that differ get new memory, since theirs may be the backbone's.
         """
-        for name, tensor in model.state_dict().items():
-            if not torch.equal(tensor, saved["model"][name].to(tensor.device)):
-                tensor.copy_(saved["model"][name])
-        for kinds in ("optimizers", "schedules"):
-            for each, state in zip(getattr(self, kinds), saved[kinds], strict=True):
-                each.load_state_dict(state)
+        for name, tensor in model.state_dict(keep_vars=True).items():
+            value = saved["model"][name].to(tensor.device)
+            if not torch.equal(tensor, value):
+                tensor.data = value.clone()
+        for optimizer, state in zip(self.optimizers, saved["optimizers"], strict=True):
+            optimizer.load_state_dict(state)
+        if self.scaler:
+            self.scaler.load_state_dict(saved["scaler"])
         self.generator.set_state(saved["generator"])
         torch.set_rng_state(saved["random"]["torch"])
         if saved["random"]["cuda"]:
             torch.cuda.set_rng_state_all(saved["random"]["cuda"])
         np.random.set_state(saved["random"]["numpy"])
         random.setstate(saved["random"]["python"])
-        self.epoch, self.best, self.best_epoch = saved["epoch"], saved["best"], saved["best_epoch"]
-        self.records, self.seconds = list(saved["records"]), saved["seconds"]
+        for name in _PROGRESS:
+            setattr(self, name, copy.copy(saved[name]))
 
 
-def _optimizers(groups: list[dict[str, Any]], device: torch.device) -> list[torch.optim.Optimizer]:
-    """One optimizer a kind that the groups ask for; Adam where they do not say."""
+_PROGRESS = ("epoch", "best", "best_epoch", "records", "seconds")
+
+
+def optimizers_of(
+    groups: list[dict[str, Any]], device: torch.device
+) -> list[torch.optim.Optimizer]:
+    """Return an optimizer for each kind that the groups ask for; Adam where they do not say."""
     kinds: dict[str, Any] = {"adam": torch.optim.Adam, "sgd": torch.optim.SGD}
     wanted: dict[str, list[dict[str, Any]]] = {}
     for group in groups:
