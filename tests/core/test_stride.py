@@ -181,7 +181,9 @@ def test_the_stage_of_a_stride_has_the_name_that_people_know(make, stride, start
          "no module with a layer to mask turns its input into maps of 4 pixels a side"),
         (lambda: Pooled(4, 4, 4, 4, 4), 16, 64,
          "less than half of the weights to mask lie from layers.4 on"),
-        (Swapped, 16, 64, "layer4 is registered before layer3 and called after it"),
+        (Swapped, 16, 64, "less than half of the weights to mask lie from layer3 on"),
+        (lambda: Before(nn.BatchNorm1d(512)), 16, 64,
+         "module is registered before body.layer3 and called after it"),
         (Halving, 16, 64, "down is called 4 times"),
     ],
 )  # fmt: skip

@@ -5,8 +5,8 @@ import json
 
 import pytest
 import torch
+import torchvision
 from torch import nn
-from torchvision.models import resnet18
 
 import ksm
 import ksm.train.checkpointing
@@ -265,7 +265,11 @@ def test_training_with_checkpointing_learns_as_well(colours, monkeypatch):
         return ksm.train.checkpointing.checkpointed(model)
 
     monkeypatch.setattr(ksm.train.loop, "checkpointed", checkpointed)
-    settings = dataclasses.replace(QUICK, epochs=2, checkpointing=True)
-    task = learn(colours, resnet18(weights=None).eval(), training=settings)
-    assert len(entered) == 2
+    settings = dataclasses.replace(QUICK, epochs=4, checkpointing=True)
+    block = torchvision.models.resnet.BasicBlock
+    torch.manual_seed(0)
+    body = nn.Sequential(nn.Conv2d(3, 16, 3, 4), nn.Sequential(block(16, 16), block(16, 16)))
+    network = nn.Sequential(body, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 5))
+    task = learn(colours, network.eval(), training=settings)
+    assert len(entered) == 4
     assert task.metrics["val"]["accuracy"] > 0.9
