@@ -1,5 +1,6 @@
 import contextlib
 import itertools
+import logging
 
 import pytest
 import timm
@@ -56,6 +57,21 @@ class Repeating(nn.Module):
         for _ in range(4):
             maps = self.down(maps)
         return self.head(self.last(maps).mean((2, 3)))
+
+
+class Halving(nn.Module):
+    """One layer makes a map of 4 pixels a side of one of 4, and is called until the end."""
+
+    def __init__(self):
+        super().__init__()
+        self.pool, self.down = nn.MaxPool2d(16), nn.Conv2d(3, 3, 3, padding=1)
+        self.head = nn.Linear(3, 2)
+
+    def forward(self, images):
+        maps = self.pool(images)
+        for _ in range(4):
+            maps = self.down(maps)
+        return self.head(maps.mean((2, 3)))
 
 
 class Full(nn.Module):
@@ -153,6 +169,37 @@ def start_of(model, stride, size=224):
 )
 def test_the_stage_of_a_stride_has_the_name_that_people_know(make, stride, start):
     assert start_of(make(), stride) == start
+
+
+@pytest.mark.parametrize(
+    ("make", "stride", "size", "reason"),
+    [
+        (torchvision.models.resnet18, 64, 64, "it leaves less than two of 64 pixels"),
+        (lambda: timm.create_model("vit_tiny_patch16_224"), 16, 64,
+         "the network does not take images of 64 pixels (Input height (64) doesn't match"),
+        (lambda: Pooled(4, 4, 4, 64), 16, 64,
+         "no module with a layer to mask turns its input into maps of 4 pixels a side"),
+        (lambda: Pooled(4, 4, 4, 4, 4), 16, 64,
+         "less than half of the weights to mask lie from layers.4 on"),
+        (Swapped, 16, 64, "less than half of the weights to mask lie from layer3 on"),
+        (lambda: Before(nn.BatchNorm1d(512)), 16, 64,
+         "module is registered before body.layer3 and called after it"),
+        (Halving, 16, 64, "down is called 4 times"),
+    ],
+)  # fmt: skip
+def test_the_log_says_why_a_stride_is_not_used(make, stride, size, reason, caplog):
+    with caplog.at_level(logging.INFO, "ksm"):
+        assert start_of(make(), stride, size) is None
+    (line,) = [record.getMessage() for record in caplog.records]
+    expected = f"the task starts at the input, not at stride {stride}: {reason}"
+    assert line.startswith(expected) and "\n" not in line
+
+
+def test_the_log_says_nothing_of_a_stride_that_is_used_or_not_asked_for(caplog):
+    with caplog.at_level(logging.INFO, "ksm"):
+        assert start_of(pooled(), 16) == "layers.4"
+        assert start_of(pooled(), 1) is None
+    assert not caplog.records
 
 
 @pytest.mark.parametrize("size", [64, 65, 96, 100, 225])

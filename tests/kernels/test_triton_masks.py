@@ -86,7 +86,7 @@ def test_a_layer_of_several_programs_has_one_range():
 
 def test_a_layer_of_more_programs_than_one_reads_at_once(monkeypatch):
     monkeypatch.setattr(triton_masks, "PART", 4)
-    check([layer(lambda: nn.Conv2d(7, 5, 3))])
+    check([layer(lambda: nn.Conv2d(7, 5, 1))])
 
 
 def test_what_is_no_number_stays_none():

@@ -74,7 +74,7 @@ def _found(model: nn.Module, head: str, most: int, size: int) -> tuple[str | Non
         raise
     except Exception as error:  # the network's own code
         return None, f"the network does not take images of {size} pixels ({reason_of(error)})"
-    why = f"no module with a layer to mask turns its input into maps of {most} pixels a side"
+    reasons: list[str] = []
     places = {name: place for place, (name, _) in enumerate(model.named_modules())}
     weights = _weights(model, head)
     times = Counter(name for name, _ in calls)
@@ -88,14 +88,15 @@ def _found(model: nn.Module, head: str, most: int, size: int) -> tuple[str | Non
         later = [each for each, called in last.items() if called > at]
         early = [each for each in later if places[each] < places[name]]
         if times[name] > 1:
-            why = f"{name} is called {times[name]} times"
+            reasons.append(f"{name} is called {times[name]} times")
         elif 2 * left < sum(weights.values()):
-            why = f"less than half of the weights to mask lie from {name} on"
+            reasons.append(f"less than half of the weights to mask lie from {name} on")
         elif early:
-            why = f"{early[0]} is registered before {name} and called after it"
+            reasons.append(f"{early[0]} is registered before {name} and called after it")
         else:
             return name, ""
-    return None, why
+    none = f"no module with a layer to mask turns its input into maps of {most} pixels a side"
+    return None, (reasons or [none])[0]
 
 
 def _watched(
