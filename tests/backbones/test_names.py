@@ -3,6 +3,7 @@
 import dataclasses
 import subprocess
 import sys
+from typing import Any
 
 import pytest
 import timm
@@ -43,7 +44,7 @@ def test_names(name, kind, head):
 def test_preprocessing_comes_from_the_backbone():
     lite = describe(ksm.backbone("tf_efficientnet_lite0", pretrained=False)).preprocess
     assert lite.mean == (127 / 255,) * 3 and lite.interpolation == "bicubic"
-    config = timm.create_model("vit_tiny_patch16_224").pretrained_cfg
+    config: Any = timm.create_model("vit_tiny_patch16_224").pretrained_cfg
     vit = describe(ksm.backbone("vit_tiny_patch16_224", pretrained=False)).preprocess
     assert (vit.size, vit.mean, vit.crop) == (224, config["mean"], config["crop_pct"])
     own = describe(Tiny()).preprocess
