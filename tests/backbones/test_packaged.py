@@ -60,8 +60,8 @@ def photographs() -> list[tuple[Image.Image, int]]:
 def tensor(image: Image.Image, how: Preprocess) -> torch.Tensor:
     """(1, 3, size, size), as the docstring of Preprocess says."""
     mode = vision.InterpolationMode(how.interpolation)
-    resized = vision.resize(cast(Any, image), [how.resize], mode)
-    centre = vision.to_tensor(vision.center_crop(resized, [how.size]))
+    resized: Any = vision.resize(cast(Any, image), [how.resize], mode)
+    centre = vision.to_tensor(cast(Any, vision.center_crop(resized, [how.size])))
     return vision.normalize(centre, list(how.mean), list(how.std))[None]
 
 
