@@ -105,7 +105,8 @@ def read_caffemodel(path: Path) -> dict[str, Blobs]:
 
 
 def _timm_names(place: str) -> tuple[str, str]:
-    """Return the names of convolution and BatchNorm: `stage1_block0_branch2a` -> `layer2.0.conv1`, `layer2.0.bn1`."""
+    """Return the names of convolution and BatchNorm: of `stage1_block0_branch2a` `layer2.0.conv1` and
+    `layer2.0.bn1`."""
     if place == "1":
         return "conv1", "bn1"
     match = re.fullmatch(r"stage(\d)_block(\d)_(?:branch2([abc])|proj_shortcut)", place)
@@ -147,7 +148,7 @@ def _fields(message: memoryview) -> Iterator[tuple[int, int | memoryview]]:
 
 
 def _varint(message: memoryview, at: int) -> tuple[int, int]:
-    """Read an unsigned integer of 7 bits a byte, low bits first; return it and the offset behind."""
+    """Return an unsigned integer of 7 bits a byte, low bits first, and the offset behind it."""
     value = 0
     for shift in range(0, 70, 7):
         byte = message[at]
