@@ -9,7 +9,7 @@ import importlib
 import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from ksm.core import _torchvision as _torchvision
 
@@ -59,9 +59,10 @@ def photographs() -> list[tuple[Image.Image, int]]:
 
 def tensor(image: Image.Image, how: Preprocess) -> torch.Tensor:
     """(1, 3, size, size), as the docstring of Preprocess says."""
-    image = vision.resize(image, [how.resize], vision.InterpolationMode(how.interpolation))
-    image = vision.center_crop(image, [how.size])
-    return vision.normalize(vision.to_tensor(image), list(how.mean), list(how.std))[None]
+    mode = vision.InterpolationMode(how.interpolation)
+    resized: Any = vision.resize(cast(Any, image), [how.resize], mode)
+    centre = vision.to_tensor(cast(Any, vision.center_crop(resized, [how.size])))
+    return vision.normalize(centre, list(how.mean), list(how.std))[None]
 
 
 def photograph_batch(name: str) -> torch.Tensor:

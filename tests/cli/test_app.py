@@ -194,7 +194,7 @@ def test_these_are_all_commands():
     found = [
         " ".join([*above, name])
         for above, group in [((), ksm.cli.app), (("data",), ksm.cli.catalog.data)]
-        for name in typer.main.get_command(group).commands
+        for name in vars(typer.main.get_command(group))["commands"]
     ]
     assert sorted(found) == sorted(COMMANDS[1:])
 

@@ -36,12 +36,13 @@ def test_figures_for_people():
 @pytest.mark.parametrize("width", [60, 80, 100, 120])
 @pytest.mark.parametrize("progress", [LONG, EARLY], ids=["long", "early"])
 def test_the_line_of_progress_is_whole(width, progress):
-    console = Console(file=io.StringIO(), force_terminal=True, width=width, color_system=None)
+    screen = io.StringIO()
+    console = Console(file=screen, force_terminal=True, width=width, color_system=None)
     with Display(console) as display:
         display.step(progress)
-        console.file.truncate(0)
+        screen.truncate(0)
         display.bars.refresh()
-        text = re.sub(r"\x1b\[[^A-Za-z]*[A-Za-z]|\r", "", console.file.getvalue())
+        text = re.sub(r"\x1b\[[^A-Za-z]*[A-Za-z]|\r", "", screen.getvalue())
     total = progress.epochs * progress.steps
     done = progress.epoch * progress.steps + progress.step + 1
     (line,) = [line for line in text.replace("\0", "").splitlines() if line.strip()]

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-SRC = Path(__file__).parents[1] / "src"
+SRC = Path(__file__).parents[2] / "src"
 SCHEMA = "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"
 
 FAKE_EXTENSION = {

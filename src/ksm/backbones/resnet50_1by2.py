@@ -47,7 +47,7 @@ def resnet50_1by2() -> nn.Module:
 
 
 def state_from_caffemodel(path: Path) -> dict[str, torch.Tensor]:
-    """A caffemodel's weights as a state dict of the network made by `resnet50_1by2`.
+    """Read a caffemodel's weights as a state dict of the network of `resnet50_1by2`.
 
     The file's network sees BGR; the first convolution's input channels are reversed for RGB.
 
@@ -85,7 +85,8 @@ def state_from_caffemodel(path: Path) -> dict[str, torch.Tensor]:
 
 
 def read_caffemodel(path: Path) -> dict[str, Blobs]:
-    """Layer name -> its blobs, float32 arrays in the file's order; layers without blobs left out.
+    """Read each layer's blobs, float32 arrays in the file's order, by the layer's name. Layers
+    without blobs are left out.
 
     Raises:
         KsmError: the file cannot be read or is no caffemodel (of the layer format, field 100).
@@ -104,7 +105,8 @@ def read_caffemodel(path: Path) -> dict[str, Blobs]:
 
 
 def _timm_names(place: str) -> tuple[str, str]:
-    """Convolution and BatchNorm: `stage1_block0_branch2a` -> `layer2.0.conv1`, `layer2.0.bn1`."""
+    """Return the names of convolution and BatchNorm: of `stage1_block0_branch2a` `layer2.0.conv1` and
+    `layer2.0.bn1`."""
     if place == "1":
         return "conv1", "bn1"
     match = re.fullmatch(r"stage(\d)_block(\d)_(?:branch2([abc])|proj_shortcut)", place)
@@ -124,7 +126,7 @@ def _timm_names(place: str) -> tuple[str, str]:
 
 
 def _fields(message: memoryview) -> Iterator[tuple[int, int | memoryview]]:
-    """(field number, value) pairs: an int for a varint, the bytes for anything else."""
+    """Yield field numbers with their values: an int for a varint, bytes for anything else."""
     at = 0
     while at < len(message):
         key, at = _varint(message, at)
@@ -146,7 +148,7 @@ def _fields(message: memoryview) -> Iterator[tuple[int, int | memoryview]]:
 
 
 def _varint(message: memoryview, at: int) -> tuple[int, int]:
-    """An unsigned integer of 7 bits a byte, low bits first, and the offset behind it."""
+    """Return an unsigned integer of 7 bits a byte, low bits first, and the offset behind it."""
     value = 0
     for shift in range(0, 70, 7):
         byte = message[at]

@@ -137,7 +137,7 @@ def learn(
         from ksm.cli.display import Display
         from ksm.methods import make
         from ksm.train.learn import learn as learn_task
-        from ksm.train.size_budget import bytes_of, fit_size
+        from ksm.train.size_budget import bytes_of, can_fit, fit_size
 
         chosen = make(method, recipe, **settings_of(set_ or []))
         training = training_of(
@@ -156,6 +156,7 @@ def learn(
             seed=seed,
         )
         most = bytes_of(max_size) if max_size else None
+        limited = can_fit(chosen) if most else None
         network = load_backbone(DEFAULT if backbone is None else backbone)
         earlier = _earlier(here, chosen, network, head, name)
 
@@ -177,8 +178,8 @@ def learn(
             half=half,
             callback=display,
         )
-        if most:
-            task = fit_size(lambda m: learn_by(method=m), chosen, most, display.say)
+        if most and limited:
+            task = fit_size(lambda m: learn_by(method=m), limited, most, display.say)
         else:
             task = learn_by(method=chosen)
         path = here.save(task, force=force)

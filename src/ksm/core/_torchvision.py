@@ -1,9 +1,9 @@
-"""Importing this module makes `import torchvision`, and so `import timm`, work on any torch.
+"""Import this module before torchvision or timm: both then import on any torch.
 
-A torchvision built for CUDA cannot load its compiled library on a torch built for the CPU alone,
-and then fails at import because the operators `nms` and `qnms` do not exist. Nothing here needs
-the library itself, so the two operators are declared, without a kernel: calling one is an error.
-Where the library loads, nothing is declared.
+A torchvision built for CUDA cannot load its compiled library on a torch built for the CPU alone.
+It then fails at import, because the operators `nms` and `qnms` do not exist. ksm needs no compiled
+operator: this module declares the two without a kernel, and calling one is an error. Where the
+library loads, nothing is declared.
 """
 
 import importlib
@@ -22,8 +22,10 @@ _PROBE = "_ksm_torchvision_probe"
 def _load_compiled_library() -> bool:
     """Run torchvision's own `extension` module, which loads the library if it can.
 
-    It is run under another package name, because torchvision's `__init__` is what fails.
-    False if there is no such module to run, so that nothing is known of the library.
+    The module runs under another package name, because torchvision's `__init__` is what fails.
+
+    Returns:
+        Whether the module could be run; False: nothing is known of the library.
     """
     spec = importlib.util.find_spec("torchvision")
     if spec is None or spec.submodule_search_locations is None:
@@ -34,7 +36,9 @@ def _load_compiled_library() -> bool:
     try:
         importlib.import_module(f"{_PROBE}.extension")
     except (ImportError, RuntimeError):
-        return False  # another layout or a version clash: torchvision's own message is the better
+        return (
+            False  # another layout or a version clash, of which torchvision's own message says more
+        )
     finally:
         for name in [name for name in sys.modules if name.split(".")[0] == _PROBE]:
             del sys.modules[name]

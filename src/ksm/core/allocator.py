@@ -1,8 +1,8 @@
-"""How the C library's allocator treats large blocks, for processes that are ksm's own.
+"""Settings of the C library's allocator for large blocks, for processes that are ksm's own.
 
 A training step on a CPU takes and frees the same large blocks again and again. By default glibc
-gives those back to the system at once, and each new one is zeroed page by page: a seventh to a
-quarter of a step on the networks tried (docs/performance.md).
+gives a freed block back to the system at once, and the system zeroes each new block page by page:
+a seventh to a quarter of a step on the networks tried (docs/benchmarks.md).
 """
 
 import ctypes
@@ -13,23 +13,23 @@ _MMAP_THRESHOLD, _TRIM_THRESHOLD = -3, -1  # of glibc's malloc.h
 
 
 def keep_freed_blocks() -> bool:
-    """Let the process keep what it freed, for its next blocks; tell whether its C library can.
+    """Let the process keep freed memory for its next blocks; return whether its C library can.
 
-    For the whole process and from now on, so a program decides on it and not a library: ksm's
-    command line does. Elsewhere the environment variables `MALLOC_MMAP_THRESHOLD_=1073741824` and
-    `MALLOC_TRIM_THRESHOLD_=2147483647` do the same.
+    This holds for the whole process from now on. Therefore a program calls it, such as ksm's
+    command line, and no library does. For other programs the environment variables
+    `MALLOC_MMAP_THRESHOLD_=1073741824` and `MALLOC_TRIM_THRESHOLD_=2147483647` do the same.
     """
     return _ask({_MMAP_THRESHOLD: 2**30, _TRIM_THRESHOLD: 2**31 - 1})
 
 
 def give_back_freed_blocks() -> bool:
-    """Let the process give each block of 4 MiB or more back to the system when it frees it; tell
-    whether its C library can.
+    """Let the process give freed blocks of 4 MiB or more back to the system; return whether its C
+    library can.
 
-    What it holds is then what it uses. glibc by itself keeps some, and seldom finds a new block a
-    place in them, since torch asks for aligned ones: a ResNet-50 that trained in the least memory
-    held twice as much. Each new block is zeroed again, in pages of 2 MiB where the system has
-    them, if this is called before torch makes its first tensor.
+    The process then holds only what it uses. By default glibc keeps some freed blocks and seldom
+    finds a place in them for a new one, since torch asks for aligned blocks: a ResNet-50 that
+    trained with checkpointing held twice the memory. The system zeroes each new block again, in
+    pages of 2 MiB where it has them, if this is called before torch makes its first tensor.
     """
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # torch's own switch for large pages
     return _ask({_MMAP_THRESHOLD: 2**22})

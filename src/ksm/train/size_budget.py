@@ -42,7 +42,7 @@ class Attempt:
 
 def fit_size(
     learn: Callable[[KSM], Task],
-    method: Method,
+    method: KSM,
     most: int,
     tell: Callable[[str], None] = lambda line: None,
 ) -> Task:
@@ -62,11 +62,9 @@ def fit_size(
         The task; its record says under `max_size` what was tried.
 
     Raises:
-        KsmError: the method has no masks to make smaller, normalisation, head and the rest leave no
-            room for a mask, no setting fits, or the run was interrupted before one did.
+        KsmError: normalisation, head and the rest leave no room for a mask, no setting fits, or the
+            run was interrupted before one did.
     """
-    if not isinstance(method, KSM):
-        raise KsmError(f"max size goes with method {KSM.name}, not with {method.name}")
     tried: list[Attempt] = []
 
     def attempt(settings: Mapping[str, Any]) -> Task:
@@ -107,6 +105,17 @@ def fit_size(
         f"max size {most} bytes: the smallest file that was reached has {smallest} ({rest} of them "
         "not the mask's); allow more, or store half precision (--half)"
     )
+
+
+def can_fit(method: Method) -> KSM:
+    """Return the method where `fit_size` knows how to make its masks smaller.
+
+    Raises:
+        KsmError: it does not.
+    """
+    if not isinstance(method, KSM):
+        raise KsmError(f"max size goes with method {KSM.name}, not with {method.name}")
+    return method
 
 
 def smaller(method: KSM, settings: Mapping[str, Any]) -> KSM:
