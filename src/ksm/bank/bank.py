@@ -1,4 +1,4 @@
-"""A bank: a folder with one task file a task; see `ksm.bank.taskfile`."""
+"""A bank: a folder with one file for each task; see `ksm.bank.taskfile`."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ class Bank:
         self.folder = Path(folder)
 
     def names(self) -> list[str]:
-        """Names of the tasks in the folder, sorted."""
+        """Return the names of the tasks in the folder, sorted."""
         return list(self._files())
 
     def _files(self) -> dict[str, Path]:
-        """The task files by name, sorted."""
+        """Return the task files by name, sorted."""
         if not self.folder.is_dir():
             return {}
         with os.scandir(self.folder) as entries:
@@ -50,7 +50,7 @@ class Bank:
         return iter(self.names())
 
     def path(self, name: str) -> Path:
-        """Where the task's file is, or would be.
+        """Return the path of the task's file, whether it exists or not.
 
         Raises:
             KsmError: not a plain file name.
@@ -59,7 +59,7 @@ class Bank:
         return self.folder / f"{name}{SUFFIX}"
 
     def check_free(self, name: str, force: bool = False) -> None:
-        """Tell before any work whether `save` could take a task of that name.
+        """Refuse before any work a name under which `save` could write no task.
 
         Raises:
             KsmError: the name is not plain or is taken, the folder cannot be written to, or other
@@ -113,7 +113,7 @@ class Bank:
         return path
 
     def check_earlier(self, name: str, earlier: Sequence[Task]) -> None:
-        """Tell before any work whether a task could be saved that builds on these.
+        """Refuse before any work a task that builds on tasks which are not in the bank.
 
         Raises:
             KsmError: one is not in the bank, or another task of its name is.
@@ -126,7 +126,7 @@ class Bank:
                 )
 
     def load(self, name: str) -> Task:
-        """Read a task. Its name is the file's: who renames the file renames the task.
+        """Read a task. Its name is that of the file: renaming the file renames the task.
 
         Raises:
             KsmError: there is no such task, its file is damaged or of a newer format, its method
@@ -146,7 +146,7 @@ class Bank:
         return replace(task, name=name, earlier=tuple(earlier))
 
     def chain(self, method: str, fingerprint: str) -> tuple[Task, ...]:
-        """The tasks that a new task of a method would build on, the oldest first.
+        """Return the tasks that a new task of a method would build on, the oldest first.
 
         Args:
             method: name of a method whose tasks share weights.
@@ -173,19 +173,20 @@ class Bank:
         return (*last.earlier, last)
 
     def header(self, name: str) -> dict[str, Any]:
-        """The JSON of a task's file alone, without its tensors and the history of its epochs; not
-        checked against the digest.
+        """Return the JSON of a task's file, without its tensors and the history of its epochs.
+
+        The JSON is not checked against the digest.
 
         Raises:
-            KsmError: as `load`, as far as the JSON shows it.
+            KsmError: there is no such task, or its file is damaged or of another format.
         """
         return {**read_header(self._existing(name)), "name": name}
 
     def headers(self, keep: bool = True) -> tuple[dict[str, dict[str, Any]], list[str]]:
-        """The JSON of all task files by name, and a line for each file that cannot be read, which
-        keeps no other from its work.
+        """Return the JSON of all task files by name, and a line for each file that cannot be read.
 
-        Files that have not changed since the last call are not read again: see `ksm.bank.index`.
+        A task whose method is not known here is among them. Files that have not changed since the
+        last call are not read again: see `ksm.bank.index`.
 
         Args:
             keep: write what was read to the index.
@@ -207,7 +208,7 @@ class Bank:
             raise KsmError(f"cannot remove {path}: {reason(error)}") from error
 
     def _check_leaf(self, name: str) -> None:
-        """No other task builds on this one."""
+        """Refuse a task on which another one builds."""
         for other, header in self.headers(keep=False)[0].items():
             if name in [link[0] for link in header.get("earlier", [])]:
                 raise KsmError(f"task {other!r} builds on {name!r}: remove {other!r} first")

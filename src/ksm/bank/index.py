@@ -1,7 +1,7 @@
-"""What the task files of a folder say, each read again only where it has changed.
+"""The JSON of all task files of a folder, each read again only where it has changed.
 
-The index is a file in the folder, `.index.json`. It is a cache: whoever removes or damages it loses
-nothing, and a folder that cannot be written to does without.
+The index is a file in the folder, `.index.json`. It is a cache: removing or damaging it loses
+nothing, and a folder that cannot be written to has none.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ NAME = ".index.json"
 def headers_of(
     files: dict[str, Path], folder: Path, keep: bool
 ) -> tuple[dict[str, Header], list[str]]:
-    """The JSON of task files by name, and a line for each that cannot be read.
+    """Return the JSON of task files by name, and a line for each that cannot be read.
 
     Args:
         files: all task files of the folder, by the task's name.
@@ -53,7 +53,7 @@ def headers_of(
 
 
 def _known(entry: Any, stamp: list[int], path: Path) -> Header | None:
-    """The header of an entry of the index, where it is of this state of the file."""
+    """Return the JSON of an entry of the index, None where the file has changed since."""
     try:
         if entry[0] == stamp:
             check_header(entry[1], path)

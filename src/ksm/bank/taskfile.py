@@ -49,7 +49,7 @@ PARTS = ("mask", "norm", "head", "weights")
 UNPACKED = 2**33
 """Bytes that a part may have when it is unpacked: a damaged frame can claim any number."""
 _LEVEL = {"mask": 19}
-"""How hard zstandard tries: on masks all it can, on floats, where that brings nothing, little."""
+"""The level of zstandard: high for masks, low for floats, where a high one brings nothing."""
 _SHAPE: dict[str, type] = {
     "name": str,
     "classes": list,
@@ -64,11 +64,11 @@ _SHAPE: dict[str, type] = {
     "record": dict,
     "metrics": dict,
 }
-"""What is always there; the rest of `record` and `metrics` is its author's affair."""
+"""Required entries and their types; the rest of `record` and `metrics` is free."""
 
 
 class _Here(threading.local):
-    """A thread's own decompressor: to make one takes as long as to unpack a head."""
+    """A decompressor for each thread: making one takes as long as unpacking a head."""
 
     def __init__(self) -> None:
         self.zstd = zstandard.ZstdDecompressor()
@@ -100,12 +100,12 @@ class Packed:
     parts: dict[str, bytes]
 
     def header(self) -> dict[str, Any]:
-        """The JSON, parsed."""
+        """Return the JSON, parsed."""
         return json.loads(self.text)
 
     @functools.cached_property
     def use(self) -> Use:
-        """What using the task takes beside its tensors; parsed once.
+        """The facts that using the task takes beside its tensors; parsed once.
 
         Raises:
             KsmError: the method or a setting of it is not known here.
@@ -115,7 +115,7 @@ class Packed:
         return Use(method_of(meta, meta["name"]), head, classes, meta.get("grown", 1.0))
 
     def unpack(self, part: str) -> bytes:
-        """What is in the frame of a part; for tensors, safetensors.
+        """Return the content of a part: safetensors, or JSON for the history.
 
         Raises:
             ValueError: the frame is damaged.
@@ -181,18 +181,19 @@ def write(path: Path, task: Task) -> None:
 
 
 def content_of(packed: Packed) -> bytes:
-    """The bytes of a task file."""
+    """Return the bytes of a task file."""
     parts = {name: np.frombuffer(part, np.uint8) for name, part in packed.parts.items()}
     return save(parts, {"ksm": packed.text})
 
 
 def digest_of(task: Task) -> str:
-    """SHA-256, in hex, of all that a task's file means; of a task from a file, that file's."""
+    """Return the SHA-256, in hex, of the JSON and the parts of a task's file; of a task that was
+    read from a file, that of this file."""
     return task.digest or pack(task).header()["digest"]
 
 
 def read_header(path: Path) -> dict[str, Any]:
-    """The JSON of a task file; the record in it is without the history of the epochs.
+    """Return the JSON of a task file; its record is without the history of the epochs.
 
     Raises:
         KsmError: not a task file, damaged, or of another format.
@@ -217,10 +218,10 @@ def _parsed(text: object, path: Path) -> dict[str, Any]:
 
 
 def check_header(meta: Any, path: Path) -> None:
-    """Tell whether the JSON of a task file has what is always there.
+    """Refuse JSON of a task file that lacks a required entry.
 
     Raises:
-        KsmError: it has not, or is of another format; the line names `path`.
+        KsmError: an entry is missing or wrong, or the format is another; the line names `path`.
     """
     found = _at(meta, "format")
     if not isinstance(found, int):
@@ -261,12 +262,12 @@ def read(path: Path) -> Task:
 
 
 def read_link(path: Path) -> tuple[Task, list[tuple[str, str]]]:
-    """A task without those that it builds on, and the names and digests of these."""
+    """Read a task without those that it builds on, and the names and digests of these."""
     return unpack(read_packed(path), path)
 
 
 def read_packed(path: Path) -> Packed:
-    """What a task file holds, as it is there, checked against its digest.
+    """Read a task file without unpacking its parts, and check it against its digest.
 
     Raises:
         KsmError: not a task file, damaged, or of another format.
@@ -345,7 +346,7 @@ def _is_link(link: Any) -> bool:
 
 
 def _at(meta: Any, key: str) -> Any:
-    """The value under a dotted key of nested objects; None where it is not there."""
+    """Return the value under a dotted key of nested objects, None where there is none."""
     for part in key.split("."):
         meta = meta.get(part) if isinstance(meta, dict) else None
     return meta

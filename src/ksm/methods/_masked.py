@@ -1,4 +1,4 @@
-"""What all methods have in common that multiply frozen weights by a learned mask."""
+"""The base of all methods that multiply frozen weights by a mask: `W_t = M * W`."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ class Masked(Method):
         norms: `task`: each task has its own normalisation, affine and statistics; `frozen`: it
             keeps the backbone's.
         target_modules: which layers from `mask_from` on get a mask: None for every convolution and
-            Linear, a regex on the whole name, or a tuple of name suffixes; then a stride as
-            `mask_from` is not looked at. Never the head.
+            Linear, a regex on the whole name, or a tuple of name suffixes; a stride as `mask_from`
+            then has no effect. The head never gets one.
     """
 
     granularity: ClassVar[Granularity]
@@ -43,16 +43,16 @@ class Masked(Method):
         check_norms(self.norms)
 
     def cut(self, layer: nn.Module) -> Units:
-        """How a layer's weight is cut into units."""
+        """Return how a layer's weight is cut into units."""
         return units_of(layer, self.granularity)
 
     def mask_of(self, layer: nn.Module) -> LayerMask:
-        """The mask of one layer, to be trained."""
+        """Return a new mask for one layer, to be trained."""
         raise NotImplementedError
 
     def factor_values(self, tensors: Tensors) -> Tensor:
-        """The factor that each digit of a mask stands for, float32: shape (base,), or
-        (layers, base) where layers have their own; that of 0 is 1.
+        """Return the factor of each digit of a mask, float32: shape (base,), or (layers, base)
+        where each layer has its own. The factor of digit 0 is 1.
 
         Args:
             tensors: from `pack`.
@@ -72,12 +72,13 @@ class Masked(Method):
         return {"mask/units": torch.cat(digits), **extra}
 
     def extra(self, model: nn.Module) -> dict[str, Tensor]:
-        """What a task file holds of the masks beside their digits."""
+        """Return what a task file holds of the masks beside their digits."""
         return {}
 
     @torch.no_grad()
     def summary(self, model: nn.Module) -> dict[str, Any]:
-        """`layers`, `weights` and `units` under a mask, and the share of units that are `off`."""
+        """Return how many `layers`, `weights` and `units` have a mask, and the share of units that
+        are `off`."""
         layers = units = weights = off = 0
         for _, mask in layer_masks(model):
             layers += 1
@@ -134,15 +135,15 @@ class LayerMask(nn.Module):
         self.units = method.cut(layer)
 
     def mask(self) -> Tensor:
-        """Factors of the units, of shape `units.units`."""
+        """Return the factors of the units, of shape `units.units`."""
         raise NotImplementedError
 
     def off(self) -> Tensor:
-        """Which units do not pass unchanged, bool."""
+        """Return which units do not pass unchanged, bool, of shape `units.units`."""
         raise NotImplementedError
 
     def digits(self) -> Tensor:
-        """The mask as digits of `Masked.factor_values`, uint8, of shape `units.units`."""
+        """Return the mask as digits of `Masked.factor_values`, uint8, of shape `units.units`."""
         raise NotImplementedError
 
     def forward(self, weight: Tensor) -> Tensor:
@@ -162,7 +163,7 @@ class ScoreMask(LayerMask):
 
 
 def layer_masks(model: nn.Module) -> Iterator[tuple[str, LayerMask]]:
-    """The masks of a task model under training, with the names of their layers."""
+    """Yield the masks of a task model under training, each with the name of its layer."""
     yield from parametrizations(model, LayerMask)
 
 

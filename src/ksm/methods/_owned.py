@@ -57,7 +57,7 @@ class Owning(Method):
 
     @property
     def options(self) -> dict[str, Any]:
-        """What a parameter group says of its optimizer."""
+        """The optimizer of a parameter group, and its options."""
         if self.optimizer == "adam":
             return {"optimizer": "adam"}
         return {"optimizer": "sgd", "momentum": 0.9, "nesterov": self.nesterov}
@@ -102,8 +102,8 @@ class Owning(Method):
 
     @torch.no_grad()
     def summary(self, model: nn.Module) -> dict[str, Any]:
-        """`layers` and `weights`, and the shares of the weights that `earlier` owners had, that
-        are `own` and that are still `free`."""
+        """Return the numbers of `layers` and `weights`, and the shares of the weights that
+        `earlier` owners had, that are `own`, and that are still `free`."""
         weights = earlier = own = layers = 0
         for _, owned in owned_weights(model):
             layers += 1
@@ -162,7 +162,7 @@ class OwnedWeight(nn.Module):
         self.first = first
 
     def pick(self) -> Tensor | None:
-        """Which of the earlier weights are used, bool; None: all."""
+        """Return which of the earlier weights are used, bool; None: all."""
         return None if self.score is None else self.score.detach() > self.tau
 
     def forward(self, weight: Tensor) -> Tensor:
@@ -174,15 +174,15 @@ class OwnedWeight(nn.Module):
 
     @torch.no_grad()
     def prune(self, share: float) -> None:
-        """Let go of the smallest of this task's weights until `share` of all that were free when
-        it began are free again."""
+        """Free the smallest of this task's weights until `share` of those that were free at its
+        start are free again."""
         free = ~self.taken
         count = math.floor(share * int(free.sum()))
         magnitude = self.value.abs().masked_fill(~self.keep, -1)  # let go before: the first to go
         self.keep.copy_(free & ~smallest(magnitude, free, count))
 
     def packed(self) -> dict[str, Tensor]:
-        """What a task file holds of the layer."""
+        """Return what a task file holds of the layer, by part."""
         found = {
             "keep": pack(self.keep[~self.taken], 2),
             "value": self.value.detach()[self.keep].to(self.fixed.dtype),
@@ -196,8 +196,8 @@ class OwnedWeight(nn.Module):
 
 
 def smallest(values: Tensor, among: Tensor, count: int) -> Tensor:
-    """The `count` smallest of the values where `among`, as a bool tensor of the same shape; of
-    equal values those that come first."""
+    """Return which are the `count` smallest of the values where `among`: bool, of the same shape.
+    Of equal values those that come first are taken."""
     if count == 0:
         return torch.zeros_like(among)
     last = values[among].kthvalue(count).values
@@ -256,12 +256,12 @@ def own_weights(
 
 
 def owned_weights(model: nn.Module) -> Iterator[tuple[str, OwnedWeight]]:
-    """The owned weights of a task model under training, with the names of their layers."""
+    """Yield the owned weights of a task model under training, each with the name of its layer."""
     yield from parametrizations(model, OwnedWeight)
 
 
 def _by_layer(tensors: Mapping[str, Tensor], kind: str) -> dict[str, dict[str, Tensor]]:
-    """Tensors named `KIND/LAYER/PART`, by layer and part."""
+    """Return the tensors named `KIND/LAYER/PART`, by layer and part."""
     found: dict[str, dict[str, Tensor]] = {}
     for key in sorted(tensors):
         if key.startswith(f"{kind}/"):
@@ -273,7 +273,8 @@ def _by_layer(tensors: Mapping[str, Tensor], kind: str) -> dict[str, dict[str, T
 def _owned_by(
     weight: Tensor, chain: Sequence[Mapping[str, Tensor] | None]
 ) -> tuple[Tensor, Tensor]:
-    """Weights that are owned after the tasks of the chain (0 elsewhere), and which these are."""
+    """Return the weights that are owned after the tasks of the chain (0 elsewhere), and which
+    weights these are, bool."""
     taken = torch.zeros_like(weight, dtype=torch.bool)
     fixed = torch.zeros_like(weight)
     for parts in chain:
@@ -302,7 +303,7 @@ def _add(fixed: Tensor, taken: Tensor, parts: Mapping[str, Tensor]) -> None:
 
 
 def _block(shape: Tensor, within: Tensor) -> tuple[slice, ...]:
-    """The block that a stored shape names.
+    """Return the block of a weight that a stored shape stands for.
 
     Raises:
         ValueError: it does not fit.
@@ -316,5 +317,5 @@ def _block(shape: Tensor, within: Tensor) -> tuple[slice, ...]:
 
 
 def _leading(shape: Sequence[int]) -> tuple[slice, ...]:
-    """The block of a wider weight that a narrower one fills."""
+    """Return the block of a wider weight that a narrower one fills."""
     return tuple(slice(length) for length in shape)

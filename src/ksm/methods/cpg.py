@@ -167,13 +167,13 @@ class _Gradual:
 
 
 def cubic(start: float, end: float, progress: float) -> float:
-    """Sparsity of gradual pruning, `s_f + (s_0 - s_f) (1 - p)^3` (Zhu and Gupta, arXiv
+    """Return the sparsity of gradual pruning, `s_f + (s_0 - s_f) (1 - p)^3` (Zhu and Gupta, arXiv
     1710.01878)."""
     return end + (start - end) * (1 - progress) ** 3
 
 
 def budget(epochs: int) -> tuple[int, list[tuple[float, int]], int]:
-    """Epochs of picking, of each compacting stage with its sparsity, and of retraining.
+    """Return the epochs of picking, of each compacting stage with its sparsity, and of retraining.
 
     The published 100, ten times 20, and 30 in proportion, each at least 1. With fewer epochs than
     sparsities some of these are left out, evenly, the last one never.

@@ -28,8 +28,8 @@ class KSM(Scored):
     Args:
         granularity: what a score stands for; see `ksm.core.units`.
         beta, tau, temperature, alpha, scaling: see `ksm.mask`.
-        temperature_end: the temperature falls to this in the course of training, by the same
-            factor a step; 0: it stays.
+        temperature_end: the temperature falls to this value during training, by the same factor
+            at each step; 0: it stays.
         learn_alpha: `alpha` is the start of a value a layer that is trained with `lr`.
         noise: add Gumbel noise to the scores while training.
         levels: values that the mask of an off unit can take in evaluation and in the task file,
@@ -98,7 +98,7 @@ class KSM(Scored):
 
     @property
     def level_values(self) -> Tensor:
-        """The `n(S)` that a file tells apart: 0 alone where there is no scaling part."""
+        """The values of `n(S)` that a file can hold: 0 alone where there is no scaling part."""
         if self.scaling == "none":
             return torch.zeros(1, device="cpu")
         return mask.level_values(self.levels, self.spacing)
@@ -130,7 +130,7 @@ class KSM(Scored):
 
     @contextmanager
     def _grouped(self, model: nn.Module) -> Generator[None]:
-        """Make the masks of all layers at once meanwhile, where `ksm.kernels` can."""
+        """Make the masks of all layers in one go inside the block, where `ksm.kernels` can."""
         if self.noise or self.learn_alpha:
             kernels.say("masks are made layer by layer: they have noise or learn their alpha")
             yield
@@ -180,7 +180,7 @@ class KSM(Scored):
 
 @functools.lru_cache(maxsize=64)
 def _own_values(method: KSM) -> tuple[float, ...]:
-    """Of a method with one alpha for all layers."""
+    """Return the factors of a method with one alpha for all layers."""
     return tuple(method._values(torch.tensor(method.alpha, device="cpu")).tolist())
 
 
@@ -205,7 +205,7 @@ class SoftMask(ScoreMask):
         self.member: kernels.Member | None = None
 
     def at(self, share: float) -> None:
-        """Be as the method wants it when `share` of the training is done."""
+        """Set temperature and rounding for the moment when `share` of the training is done."""
         m = self.method
         self.rounds = share >= m.round_from < 1
         if m.temperature_end:
@@ -233,14 +233,14 @@ class SoftMask(ScoreMask):
         return not self.is_rounded()
 
     def is_rounded(self) -> bool:
-        """Whether the mask has the values that a task file tells apart."""
+        """Return whether the mask has only the values that a task file can hold."""
         return self.rounds or not self.training
 
     def soft(self) -> Tensor:
         return mask.soft_on(self.score, self.method.beta, self.method.tau, self.temperature)
 
     def bits(self) -> Tensor:
-        """See `ksm.mask.coded_bits`."""
+        """Return the size of the mask in bits; see `ksm.mask.coded_bits`."""
         return mask.coded_bits(~self.off(), self.soft(), len(self.method.level_values))
 
     def off(self) -> Tensor:

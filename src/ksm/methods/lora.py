@@ -127,7 +127,7 @@ class Adapter(nn.Module):
 
 
 def adapted(weight: Tensor, a: Tensor, b: Tensor, scale: float) -> Tensor:
-    """`W + scale * B A`, of the weight's dtype: what PEFT's layers have as their merged weight.
+    """Return `W + scale * B A`, of the weight's dtype: the merged weight of PEFT's layers.
 
     Args:
         weight: of a convolution (outputs, inputs, *kernel) or a Linear (outputs, inputs).
@@ -145,7 +145,7 @@ def _can_adapt(layer: nn.Module) -> bool:
 
 
 def _adapters(layers: Sequence[nn.Module], rank: int) -> list[tuple[Tensor, Tensor]]:
-    """PEFT's fresh `A` and `B` for each layer, float32, on its device; see `adapted`."""
+    """Return PEFT's fresh `A` and `B` for each layer, float32, on its device; see `adapted`."""
     from ksm.core import _torchvision as _torchvision  # peft imports torchvision
 
     try:
@@ -162,8 +162,8 @@ def _adapters(layers: Sequence[nn.Module], rank: int) -> list[tuple[Tensor, Tens
 
 
 def _plain(layer: nn.Module) -> nn.Module:
-    """A layer of torch's own class around the same weight, which PEFT may wrap and does not write:
-    so the model keeps its modules, and subclasses with settings of their own fit too."""
+    """Return a layer of torch's own class around the same weight, for PEFT to wrap: the model keeps
+    its modules, and PEFT need not know their classes."""
     weight = layer.weight
     assert isinstance(weight, Tensor)
     outputs, inputs, *kernel = weight.shape

@@ -57,14 +57,14 @@ class Piggyback(Scored):
 
 
 class ElementMask(ScoreMask):
-    """The mask of one layer; scores have the shape of the layout's units and dtype float32."""
+    """The mask of one layer; scores have the shape of the layer's units and dtype float32."""
 
     def __init__(self, layer: nn.Module, method: Piggyback) -> None:
         super().__init__(layer, method)
         self.method = method
 
     def values(self) -> Tensor:
-        """The mask without its gradient: 1, 0 and, if ternary, -1; dtype of the scores."""
+        """Return the mask without its gradient: 1, 0 and, if ternary, -1; dtype of the scores."""
         score, tau = self.score.detach(), self.method.tau
         on = (score > tau).to(score.dtype)
         return on if self.method.values == "binary" else on - (score < -tau).to(score.dtype)

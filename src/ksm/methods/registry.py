@@ -200,7 +200,7 @@ def check_loadable(method: Method) -> None:
 
 
 def _known(name: str) -> type[Method] | None:
-    """The class of that name: built in, registered, or announced (which imports it)."""
+    """Return the class of that name: built in, registered, or announced (which imports it)."""
     found = _built_in().get(name) or _registered.get(name)
     if found is not None or not (entries := _announced(name)):
         return found
@@ -237,7 +237,7 @@ def _entry_points() -> tuple[EntryPoint, ...]:
 
 
 def _announced(name: str) -> list[EntryPoint]:
-    """The entry points of that name, one for each class."""
+    """Return the entry points of that name, one for each class."""
     return [*{_value(e): e for e in _entry_points() if e.name == name}.values()]
 
 
@@ -255,7 +255,7 @@ def _imported(reference: str) -> Any:
 
 
 def _checked_name(kind: Any) -> str:
-    """The name of a method's class.
+    """Return the name of a method's class.
 
     Raises:
         KsmError: it is no frozen dataclass that derives from `ksm.Method` with a name of its own.
@@ -289,7 +289,7 @@ def _line(error: BaseException) -> str:
 
 
 def _fits(value: object, field: dataclasses.Field[Any]) -> bool:
-    """Whether a value is of the type of a setting's default."""
+    """Return whether a value is of the type of a setting's default."""
     default = field.default
     if default is dataclasses.MISSING:
         return True
