@@ -29,12 +29,19 @@ from ksm.data.sets import SETS, get
 
 SIZE, EPOCHS, IMAGES = 64, 8, 700
 DOMAINS: dict[str, Augment] = {"silhouette": "flip", "solar": "flip", "mnist-small": "none"}
-"""Data set and augmentation: a mirrored digit is no digit."""
+"""Data sets and their augmentation; a mirrored digit is no digit."""
 
 
 @dataclass
 class Row:
-    """What the table and the picture show of one task."""
+    """A task in the table and the picture.
+
+    Args:
+        head_only: the same task learned by its head alone.
+        file: of the task in the bank.
+        switch: seconds to make the task's model from its file.
+        shown: test images, with the predicted class and whether it is right.
+    """
 
     head_only: ksm.Task
     task: ksm.Task
@@ -66,7 +73,7 @@ def main(out: Path) -> None:
             with Display(console, log) as display:
                 return ksm.learn(
                     backbone, folder, name=name, method=method, training=training,
-                    size=SIZE, limit=IMAGES, watcher=display,
+                    size=SIZE, limit=IMAGES, callback=display,
                 )  # fmt: skip
 
         console.print("[dim]head only[/]")
@@ -111,6 +118,7 @@ def main(out: Path) -> None:
 
 @torch.no_grad()
 def outputs(model: nn.Module, images: Images) -> torch.Tensor:
+    """Return the logits of all images, shape (images, classes)."""
     pixels = torch.stack([images[i][0] for i in range(len(images))])
     return model(normalise(pixels, images.preprocess))
 
@@ -119,7 +127,7 @@ def outputs(model: nn.Module, images: Images) -> torch.Tensor:
 def examples(
     model: nn.Module, task: ksm.Task, samples: list[Sample], count: int = 9
 ) -> list[tuple[np.ndarray, str, bool]]:
-    """Test images spread over the classes: pixels, predicted class, and whether it is right."""
+    """Return test images spread over the classes: pixels, predicted class, whether it is right."""
     images = load([samples[i * len(samples) // count] for i in range(count)], task.preprocess)
     predicted = outputs(model, images).argmax(1).tolist()
     return [
@@ -129,6 +137,7 @@ def examples(
 
 
 def table(rows: dict[str, Row]) -> Table:
+    """Make the table of accuracies and sizes."""
     found = Table(box=None, pad_edge=False, header_style="bold")
     for column in ("task", "classes", "head only", "ksm", "task file", "full copy", "switch"):
         found.add_column(column, justify="left" if column == "task" else "right")
@@ -148,7 +157,7 @@ def table(rows: dict[str, Row]) -> Table:
 
 
 def picture(rows: dict[str, Row], file: Path) -> None:
-    """A row a task: test images with what was predicted, and the two accuracies."""
+    """Draw a line for each task: test images with the predicted classes, and the two accuracies."""
     count = len(next(iter(rows.values())).shown)
     page = figure(figsize=(11, 1.12 * len(rows) + 0.5))
     grid = page.add_gridspec(len(rows), count + 4)

@@ -1,4 +1,4 @@
-"""CIFAR-100: from its Python version to a folder of images for each of its 20 superclasses."""
+"""CIFAR-100 as folders of images, one for each of its 20 superclasses."""
 
 import json
 import re
@@ -28,19 +28,22 @@ class _Part(NamedTuple):
 
 
 def superclass_folders(folder: Path, to: Path) -> tuple[Path, ...]:
-    """Folders `to/SUPERCLASS` with `train|val|test/CLASS/*.png`, in the order of CIFAR-100's list.
+    """Write the images of each superclass as `to/SUPERCLASS/train|val|test/CLASS/*.png`, once.
 
-    They are written at the first call: `to` appears only once it is complete, and a later call
-    does not read `folder`. The test split is the official one; val is 15 % of the official
-    training images, chosen by their pixels. A file's name is the image's place in its pickle.
+    `to` appears only once it is complete; a later call does not read `folder`. The test split is
+    the official one; val is 15 % of the official training images, chosen by their pixels. A file's
+    name is the image's place in its pickle.
 
     Args:
-        folder: `cifar-100-python` with its files `train`, `test` and `meta`, or the folder that
-            it lies in.
-        to: must be new, empty, or written by this function.
+        folder: `cifar-100-python` with its files `train`, `test` and `meta`, or the folder around
+            it.
+        to: a folder that is new, empty, or written by this function.
+
+    Returns:
+        The folders of the superclasses, in the order of CIFAR-100's list.
 
     Raises:
-        KsmError: one of the three files is missing, damaged or something else, or `to` holds
+        KsmError: one of the three files is missing, damaged or not CIFAR-100's, or `to` holds
             something else.
     """
     if (to / _DONE).exists():
@@ -75,12 +78,12 @@ def _folders_in(to: Path) -> tuple[Path, ...]:
     except (OSError, ValueError, TypeError):
         folders = ()
     if len(folders) != SUPERCLASSES or not all(folder.is_dir() for folder in folders):
-        raise KsmError(f"{to} is not complete any more: remove it, and it is written again")
+        raise KsmError(f"{to} is not complete any more: remove it, and ksm writes it again")
     return folders
 
 
 def _names(file: Path) -> tuple[list[str], list[str]]:
-    """Names of the superclasses and of the classes, in the order of their labels."""
+    """Read the names of the superclasses and of the classes, in the order of their labels."""
     found = _read(file)
     coarse = found.get("coarse_label_names")
     fine = found.get("fine_label_names")
@@ -90,7 +93,7 @@ def _names(file: Path) -> tuple[list[str], list[str]]:
 def _checked_names(file: Path, found: Any, count: int) -> list[str]:
     items: list[Any] = found if isinstance(found, list) else []
     names = [_text(item) for item in items]
-    # They become folders: a separator, a leading dot or nothing at all is not to be believed.
+    # Names become folders: a separator, a leading dot or an empty name could lead out of `to`.
     if len(set(names)) != count or not all(re.fullmatch(r"[a-z][a-z0-9_-]*", n) for n in names):
         raise _other(file, f"{count} names of classes")
     return names

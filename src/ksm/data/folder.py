@@ -1,4 +1,4 @@
-"""A folder of labelled images: the ImageFolder layout, found, checked and split."""
+"""A folder of labelled images in the ImageFolder layout: find, check and split them."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ class Folder:
     """The images of a data set by split.
 
     Args:
-        root: the folder named by the user.
+        root: the folder that the user named.
         classes: class names, sorted.
-        splits: for each split its images with the class index; a split can be empty.
-        others: files in the class folders whose names are no image's, left out.
-        warnings: what a person should know, a line each.
+        splits: for each split its images, each with the index of its class; a split can be empty.
+        others: files in the class folders that are left out: their names are no image's.
+        warnings: lines for a person, such as on images that two splits share.
     """
 
     root: Path
@@ -46,10 +46,10 @@ def scan(root: str | os.PathLike[str]) -> Folder:
     """Find the images below `root` and their splits.
 
     `root/CLASS/**` is split by a hash of each file's bytes: 70 % train, 15 % val, 15 % test. An
-    image's split depends on nothing but its own bytes, so adding images moves none, with one
-    exception: a class with no training image gives up the one whose hash is highest. With
-    `root/train/CLASS/**` and its `val` and `test`, those are taken as they are; where `val` is not
-    there, a share of `train` is taken for it by the same hash.
+    image's split depends on its own bytes alone: adding images moves none. One exception: where a
+    class has no training image, the one with the highest hash becomes one. The folders
+    `root/train/CLASS/**`, and `val` and `test` beside it, are taken as they are; without `val`, a
+    share of `train` becomes it by the same hash.
 
     Raises:
         KsmError: no such folder, no images, fewer than two classes, an empty class, classes that
@@ -92,10 +92,10 @@ def scan(root: str | os.PathLike[str]) -> Folder:
 
 
 def scan_labelled(root: str | os.PathLike[str], classes: tuple[str, ...]) -> list[Sample]:
-    """Images of `root/CLASS/**` with their index in `classes`, to evaluate a task on.
+    """Find the images of `root/CLASS/**`, with their index in `classes`, to evaluate a task on.
 
     Raises:
-        KsmError: no such folder, no images, or a class folder that the task does not know.
+        KsmError: no such folder, no images, or a class folder that is not among `classes`.
     """
     root = image_folder(root)
     names = [path.name for path in _subfolders(root)]
@@ -110,16 +110,21 @@ def scan_labelled(root: str | os.PathLike[str], classes: tuple[str, ...]) -> lis
 
 
 def spread(samples: list[Sample], limit: int | None) -> list[Sample]:
-    """At most `limit` of the samples, spread evenly over the list, which is sorted by class."""
+    """Return at most `limit` of the samples, spread evenly over the list.
+
+    Args:
+        samples: sorted by class.
+        limit: None: all.
+    """
     limit = min(len(samples), len(samples) if limit is None else limit)
     return [samples[i * len(samples) // limit] for i in range(limit)]
 
 
 def image_folder(path: str | os.PathLike[str]) -> Path:
-    """The path, if it is a folder that can be looked into.
+    """Return the path of a folder that can be read.
 
     Raises:
-        KsmError: it is not.
+        KsmError: it does not exist, is no folder, or cannot be read.
     """
     root = Path(path)
     try:
@@ -190,7 +195,8 @@ def _images(folder: Path) -> list[Path]:
 
 
 def _files(folder: Path) -> list[Path]:
-    """Files below the folder, each real folder visited once, without hidden ones and pipes."""
+    """List the files below a folder, without hidden ones and pipes; links are followed, each real
+    folder once."""
     real = Path(os.path.realpath(folder))
     seen = {real, *real.parents}
     found: list[Path] = []

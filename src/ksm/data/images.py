@@ -1,4 +1,4 @@
-"""Any image file to an RGB array: one place that knows grey, palette, CMYK, 16-bit, EXIF, alpha."""
+"""From any image file to an RGB array: grey, palette, CMYK, 16-bit, EXIF rotation, transparency."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ _NAMES = "jpg jpeg jpe jfif png gif bmp webp tif tiff ppm pgm pbm tga ico jp2 av
 EXTENSIONS = frozenset(f".{name}" for name in _NAMES.split())
 _FORMAT_NAMES = "JPEG PNG GIF BMP DIB WEBP TIFF PPM ICO JPEG2000 AVIF TGA"
 _FORMATS = tuple(_FORMAT_NAMES.split())
-"""Not every format that Pillow knows: it would hand PostScript to an interpreter."""
+"""Pillow knows more formats, but would run an interpreter for PostScript."""
 MAX_PIXELS = 128 * 1024 * 1024
 MAX_RATIO = 8
-"""A longer image is squeezed to this ratio of long to short side when its size is reduced."""
+"""Ratio of the long to the short side; a longer image is squeezed to it when it is resized."""
 
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -35,9 +35,9 @@ _UPRIGHT = {
 
 @contextmanager
 def quiet() -> Generator[None]:
-    """Hold back Pillow's warnings of odd metadata, in all threads: the pixels decide.
+    """Suppress Pillow's warnings of odd metadata in all threads.
 
-    It changes the process's filters, so it must be entered around threads, not in them.
+    This changes the warning filters of the process: enter it around threads, not in them.
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -50,10 +50,10 @@ def read_image(
     interpolation: str,
     stretch: bool = False,
 ) -> np.ndarray:
-    """Read an image as RGB with its short side resized to `short_side` pixels.
+    """Read an image as RGB, its short side resized to `short_side` pixels.
 
-    EXIF rotation is applied, transparency is laid on white, 16-bit values are scaled to 8, of an
-    animation the first frame is taken.
+    EXIF rotation is applied, transparency becomes white, 16-bit values are scaled to 8 bits, and
+    of an animation the first frame is read.
 
     Args:
         file: path or binary file object.
@@ -65,8 +65,8 @@ def read_image(
         Array (height, width, 3), uint8.
 
     Raises:
-        KsmError: no image, damaged, or more than MAX_PIXELS pixels. The line does not name the
-            file: the caller knows it.
+        KsmError: no image, damaged, or more than MAX_PIXELS pixels. The message does not name
+            the file.
     """
     try:
         with Image.open(file, formats=_FORMATS) as image:

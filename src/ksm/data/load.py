@@ -1,4 +1,4 @@
-"""Images decoded once, kept in memory, and cut to a network's input."""
+"""Images for training and evaluation: decoded once, kept in memory, cut to a network's input."""
 
 from __future__ import annotations
 
@@ -41,14 +41,15 @@ class Images(Dataset[tuple[Tensor, int]]):
 
     Args:
         samples: file and class index.
-        decoded: for each sample its pixels (3, height, width), short side `preprocess.resize`;
-            None where they are decoded at each use.
+        decoded: for each sample its pixels, uint8 (3, height, width), short side
+            `preprocess.resize`; None where the file is decoded at each use.
         preprocess: gives the size.
-        augment: `crop` cuts a random part, at least `min_area` of the image, and resizes it;
-            `pad` adds an eighth of the size as a black border, and cuts a random part of the size;
-            `flip` mirrors left and right half of the time. Otherwise the centre is cut.
-        min_area: in (0, 1].
-        skipped: files left out.
+        augment: `crop` cuts out a random part, at least `min_area` of the image, and resizes it;
+            `pad` adds a black border of an eighth of the size and cuts out a random square of the
+            size; `flip` mirrors left and right half of the time. Without `crop` and `pad` the
+            centre is cut out.
+        min_area: least share of the image, in (0, 1].
+        skipped: files that could not be read.
     """
 
     samples: list[Sample]
@@ -63,16 +64,16 @@ class Images(Dataset[tuple[Tensor, int]]):
 
     @property
     def held(self) -> int:
-        """Bytes of the decoded images that are kept."""
+        """Bytes of the decoded images in memory."""
         return sum(pixels.numel() for pixels in self.decoded if pixels is not None)
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Of an item's tensor."""
+        """Shape of an item's tensor."""
         return (3, self.preprocess.size, self.preprocess.size)
 
     def inputs(self, batch: Tensor) -> Tensor:
-        """A batch of items, uint8, as the network takes it: float32."""
+        """Turn a batch of items, uint8, into the network's input, float32; see `normalise`."""
         return normalise(batch, self.preprocess)
 
     def __len__(self) -> int:
@@ -115,14 +116,16 @@ def load(
     on_image: Callable[[], None] | None = None,
     memory: int = MEMORY,
 ) -> Images:
-    """Decode every image once, in threads; what cannot be read is skipped and listed.
+    """Decode every image once, in threads; files that cannot be read are skipped and listed.
 
     Args:
+        augment, min_area: see `Images`.
+        strict: an image that cannot be read is an error.
         on_image: called after each image.
-        memory: bytes of decoded images to keep at most.
+        memory: the most bytes of decoded images to keep.
 
     Raises:
-        KsmError: `strict` and an image cannot be read, or none can.
+        KsmError: no image can be read, or with `strict` one cannot.
     """
 
     def attempt(sample: Sample) -> Tensor | Skipped:
@@ -156,7 +159,7 @@ def load(
 
 
 def read(path: Path, preprocess: Preprocess) -> Tensor:
-    """One image as a uint8 tensor (3, height, width), its short side `preprocess.resize`.
+    """Read one image as a uint8 tensor (3, height, width), its short side `preprocess.resize`.
 
     Raises:
         KsmError: it cannot be read.
@@ -189,7 +192,7 @@ def centre(pixels: Tensor, size: int) -> Tensor:
 
 
 def normalise(pixels: Tensor, preprocess: Preprocess) -> Tensor:
-    """uint8 (N, 3, H, W) to the network's float32 input, `(x / 255 - mean) / std`."""
+    """Turn uint8 images (N, 3, H, W) into the network's float32 input, `(x / 255 - mean) / std`."""
     mean, std = (
         torch.tensor(values, device=pixels.device).view(1, 3, 1, 1)
         for values in (preprocess.mean, preprocess.std)

@@ -1,4 +1,4 @@
-"""Pickles of plain data, read without running any code that they ask for."""
+"""Reading pickles of plain data without running any code."""
 
 import io
 import pickle
@@ -11,13 +11,13 @@ from ksm.errors import KsmError
 
 
 def read_plain(data: bytes) -> Any:
-    """What a pickle holds: numpy arrays, and what Python makes without a class's name (dicts,
-    lists, tuples, sets, bytes, text, numbers, None).
+    """Read a pickle of numpy arrays and built-in values (dicts, lists, tuples, sets, bytes, text,
+    numbers, None).
 
-    Text that Python 2 wrote comes as bytes.
+    Text that Python 2 wrote becomes bytes.
 
     Raises:
-        KsmError: the pickle asks for anything else, or is damaged. None of it was run.
+        KsmError: the pickle is damaged, or asks for any other class or function; none is called.
     """
     try:
         return _PlainOnly(io.BytesIO(data), encoding="bytes").load()
@@ -29,7 +29,7 @@ def read_plain(data: bytes) -> Any:
 
 
 class _PlainOnly(pickle.Unpickler):
-    """Knows the names that numpy arrays need: an open pickle could run any code."""
+    """Finds the names that numpy arrays need, and no others: those could run any code."""
 
     def find_class(self, module_name: str, global_name: str, /) -> Any:
         match (module_name, global_name):

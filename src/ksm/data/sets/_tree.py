@@ -1,4 +1,4 @@
-"""Splits by content, and the folders that images are written into."""
+"""Splits by content, and writing images into folders."""
 
 import hashlib
 import io
@@ -13,23 +13,27 @@ Pixels = NDArray[np.uint8]
 
 
 def split_of(key: str | bytes) -> str:
-    """Split of everything that shares `key`: 70 % train, 15 % val, 15 % test.
+    """Return the split of all images that share `key`: 70 % train, 15 % val, 15 % test.
 
-    It depends on the key alone, so it is the same on every machine and in every version, and
-    whatever must not be torn apart (copies, drawings of one thing, faces of one family) stays on
-    one side.
+    The split depends on the key alone: it is the same on every machine and in every version, and
+    images that belong together (copies, drawings of one thing, faces of one family) stay together.
     """
     place = _unit_interval(key)
     return "train" if place < 0.70 else "val" if place < 0.85 else "test"
 
 
 def carved(key: str | bytes, share: float = 0.15) -> str:
-    """Split of a training image where only the test images are official: train or val."""
+    """Return train or val, for a training image of a set whose official splits have no val.
+
+    Args:
+        key: see `split_of`.
+        share: of val, in [0, 1].
+    """
     return "val" if _unit_interval(key) < share else "train"
 
 
 def save(image: Pixels | Image.Image, folder: Path, split: str, label: str, stem: str) -> None:
-    """Writes `folder/split/label/stem.png`; arrays are (H, W) grey or (H, W, 3) colour, uint8."""
+    """Write `folder/split/label/stem.png`; arrays are (H, W) grey or (H, W, 3) colour, uint8."""
     if not isinstance(image, Image.Image):
         image = Image.fromarray(image)
     file = io.BytesIO()
@@ -38,7 +42,7 @@ def save(image: Pixels | Image.Image, folder: Path, split: str, label: str, stem
 
 
 def save_file(png: bytes, folder: Path, split: str, label: str, stem: str) -> None:
-    """Writes the bytes of a PNG file as `folder/split/label/stem.png`."""
+    """Write the bytes of a PNG file as `folder/split/label/stem.png`."""
     place = folder / split / label
     place.mkdir(parents=True, exist_ok=True)
     (place / f"{stem}.png").write_bytes(png)
@@ -51,7 +55,7 @@ def save_arrays(
     folder: Path,
     split: Callable[[bytes], str] = split_of,
 ) -> None:
-    """Writes images (N, H, W) by their labels (N,), split by their content.
+    """Write images (N, H, W) by their labels (N,), split by their content.
 
     Images are numbered by their place in `images`. Copies of one image land in one split.
     """

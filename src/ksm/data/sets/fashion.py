@@ -18,10 +18,10 @@ _NAMES = (
 
 
 def read_idx(data: bytes) -> Pixels:
-    """The uint8 array in an IDX file: 0, 0, type 8, number of sizes, big-endian sizes, values.
+    """Read the uint8 array in an IDX file: 0, 0, type 8, number of sizes, big-endian sizes, values.
 
     Raises:
-        KsmError: it is no IDX file of bytes, or its length is not what its sizes say.
+        KsmError: it is no IDX file of bytes, or its length does not fit its sizes.
     """
     if data[:3] != b"\0\0\x08":
         raise KsmError(f"IDX file starts with {data[:4].hex()}, expected 000008 and a count")

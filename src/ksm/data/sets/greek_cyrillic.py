@@ -21,8 +21,8 @@ ALPHABETS: dict[str, str] = {
     "cyrillic_upper": "".join(_CYRILLIC),
     "cyrillic_lower": "".join(letter.lower() for letter in _CYRILLIC),
 }
-"""The letters by script and case, in alphabetical order: 24 Greek ones, 33 Russian ones. The sigma
-that ends a word is not among them."""
+"""Letters by script and case, in alphabetical order: 24 Greek ones (without the sigma that ends a
+word) and 33 Russian ones."""
 
 SCRIPTS = {
     script: ALPHABETS[f"{script}_upper"] + ALPHABETS[f"{script}_lower"]
@@ -31,9 +31,9 @@ SCRIPTS = {
 
 
 def class_of(letter: str) -> str:
-    """Class folder from the letter's Unicode name: "greek_upper_alpha", "cyrillic_lower_hard-sign".
+    """Return the class folder for a letter, from its Unicode name: "greek_upper_alpha".
 
-    Plain ASCII, and safe where file names ignore case.
+    Names are ASCII, and unique where case is ignored.
     """
     script, case, _, name = unicodedata.name(letter).lower().split(" ", 3)
     return f"{script}_{'upper' if case == 'capital' else 'lower'}_{name.replace(' ', '-')}"

@@ -1,4 +1,4 @@
-"""Animal outlines, from arrays that a package keeps as pickles."""
+"""Animal outlines, from pickled arrays in a package."""
 
 import gzip
 from pathlib import Path
@@ -22,10 +22,10 @@ _NAMES = (
 
 
 def read_array(data: bytes) -> NDArray[Any]:
-    """The numpy array in a pickle.
+    """Read the numpy array in a pickle; none of its code is run.
 
     Raises:
-        KsmError: the pickle holds anything else. None of it was run.
+        KsmError: the pickle holds anything else.
     """
     array = read_plain(data)
     if not isinstance(array, np.ndarray) or array.dtype.hasobject:
@@ -34,7 +34,7 @@ def read_array(data: bytes) -> NDArray[Any]:
 
 
 def without_copies(images: Pixels, labels: NDArray[np.integer]) -> tuple[Pixels, NDArray[Any]]:
-    """The first of each group of equal images (N, H, W), with its label (N,), in order."""
+    """Return the first of each group of equal images (N, H, W), and their labels (N,), in order."""
     first: dict[bytes, int] = {}
     for place, image in enumerate(images):
         first.setdefault(image.tobytes(), place)

@@ -15,7 +15,8 @@ _GRADES = {0: "intact", 33: "slight", 67: "likely", 100: "defect"}
 
 
 def class_of(probability: str, kind: str) -> str:
-    """Class of a cell by its chance of a defect (0, 1/3, 2/3 or 1) and type ("mono", "poly")."""
+    """Return the class of a cell of a type ("mono", "poly") with a chance of a defect: 0, 1/3, 2/3
+    or 1, as written in the package."""
     return f"{kind}_{_GRADES[round(100 * float(probability))]}"
 
 
