@@ -10,7 +10,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from ksm import KSM, Bank, Task, add_task, parameter_groups
-from ksm.core.backbone import fingerprint
+from ksm.core.backbone import state_hash
 from ksm.methods._masked import layer_masks
 from ksm.task import origin
 
@@ -56,7 +56,7 @@ def step(model, classes):
 def everything(module):
     """All that a user could see change in a module."""
     return {
-        "hash": fingerprint(module, ""),
+        "hash": state_hash(module, ""),
         "addresses": {n: t.data_ptr() for n, t in module.state_dict().items()},
         "versions": {n: t._version for n, t in module.state_dict().items()},
         "requires_grad": {n: (p.requires_grad, p.grad) for n, p in module.named_parameters()},

@@ -1,7 +1,7 @@
-"""A task: what one frozen backbone needs to know to do one more job.
+"""A task: all that one frozen backbone needs to solve one more classification problem.
 
-`add_task` gives an nn.Module to train; `Task.of` takes from it what the task owns, and
-`Task.on` puts that back on a backbone as a plain, folded nn.Module.
+`add_task` makes an nn.Module to train. `Task.of` takes from that module the tensors that the task
+owns. `Task.on` puts these tensors back on a backbone, as a plain nn.Module with folded weights.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ksm.core.backbone import Description, describe, fingerprint, new_head
+from ksm.core.backbone import Description, describe, empty_head, fingerprint, new_head
 from ksm.core.clone import find, parameters_of, plain, replace, share
 from ksm.core.preprocess import Preprocess
 from ksm.core.widen import size_of, widened
@@ -29,7 +29,10 @@ class Origin:
     """What `add_task` remembers on the model that it made.
 
     Args:
-        owned: names of the modules whose direct tensors the task stores as they are.
+        description: of the backbone.
+        fingerprint: of the backbone, outside its head.
+        method: with the module's name in place of a stride as `mask_from`.
+        owned: names of the modules whose direct tensors the task stores unchanged.
         shared: names, in the model's state, of the tensors that are the backbone's.
         earlier, grown: see `Task`.
     """
@@ -53,26 +56,53 @@ def add_task(
     earlier: Sequence[Task] = (),
     grown: float = 1.0,
 ) -> nn.Module:
-    """A model of the backbone's own class that trains one more task, for any training loop.
+    """Make a model of the backbone's own class that trains one more task, for any training loop.
 
-    The model shares every tensor of the backbone and owns a fresh head and, from the method's
-    `mask_from` on, a mask on each layer and its normalisations; only these require gradients. The
-    backbone is only read; where `mask_from` is a stride, a black image goes through it first. The
-    model's tensors are where the backbone's are: move the backbone to a device first. Since they
-    are shared, do not write to the model's frozen tensors (load_state_dict, an optimizer over all
-    parameters); `parameter_groups` has the ones to train. Hooks on the backbone are copied along.
+    The model shares every tensor of the backbone. It owns a fresh head and, from the method's
+    `mask_from` on, a mask on each layer and the normalisations; only these require gradients.
+    `parameter_groups` lists them for an optimizer.
+
+    The backbone is only read; where `mask_from` is a stride, one black image goes through it first.
+    The model's tensors are on the backbone's device: move the backbone first. Do not write to the
+    model's frozen tensors (by load_state_dict, or by an optimizer over all parameters): they are
+    the backbone's. Hooks on the backbone are copied.
 
     Args:
         classes: number of outputs of the new head, at least 1.
         method: a `ksm.methods.Method`, or its name for the default settings.
-        head: qualified name of the layer that the new head replaces, where it is not the
-            backbone's known classifier or last Linear.
-        size: side of the images in pixels, where not the backbone's own; for a stride.
-        earlier: tasks that this one builds on, the oldest first (PackNet, CPG).
-        grown: size of the network in sizes of the backbone (CPG); see `ksm.backbones.widened`.
+        head: qualified name of the layer that the new head replaces; None for the backbone's known
+            classifier, or else its last Linear.
+        size: side of the images in pixels, to find the module that a stride names; None for the
+            backbone's own.
+        earlier: the tasks that this one builds on, the oldest first (PackNet, CPG).
+        grown: size of the network in sizes of the backbone (CPG); see `ksm.core.widen.widened`.
 
     Raises:
-        KsmError: no head, no layer to mask, or a backbone that cannot be copied.
+        KsmError: there is no head, no layer to mask, or the backbone cannot be copied.
+    """
+    description = describe(backbone, head)
+    if size is not None:
+        preprocess = dataclasses.replace(description.preprocess, size=size)
+        description = dataclasses.replace(description, preprocess=preprocess)
+    return task_model(backbone, description, classes, method, earlier, grown)
+
+
+def task_model(
+    backbone: nn.Module,
+    description: Description,
+    classes: int,
+    method: Method | str = "ksm",
+    earlier: Sequence[Task] = (),
+    grown: float = 1.0,
+) -> nn.Module:
+    """Make a model as `add_task` does, of a backbone whose description is known.
+
+    Args:
+        description: of the backbone, with the images prepared as for the new task.
+        classes, method, earlier, grown: see `add_task`.
+
+    Raises:
+        KsmError: see `add_task`.
     """
     if classes < 1:
         raise KsmError(f"classes is {classes}: expected at least 1")
@@ -82,25 +112,30 @@ def add_task(
         raise KsmError(
             "the backbone given is itself a task model; give add_task the backbone it was made from"
         )
-    description = describe(backbone, head)
-    printed = fingerprint(backbone, description.head)
+    head = description.head
+    printed = fingerprint(backbone, head)
     _check_chain(method, earlier, printed)
-    network = widened(backbone, max([grown, *(task.grown for task in earlier)]))
+    network = widened(backbone, max([grown, *(task.grown for task in earlier)]), description)
     model = share(network)
-    replace(model, description.head, new_head(network, description.head, classes))
-    method = method.placed(model, description.head, size or description.preprocess.size)
-    attached = method.attach(model, description.head, [task.tensors for task in earlier])
-    owned = (*attached, description.head)
+    replace(model, head, new_head(network, head, classes))
+    method = method.placed(model, head, description.preprocess.size)
+    attached = method.attach(model, head, [task.tensors for task in earlier])
     theirs = {tensor.data_ptr() for tensor in network.state_dict().values()}
-    shared = frozenset(k for k, t in model.state_dict().items() if t.data_ptr() in theirs)
-    grown = size_of(network)
-    found = Origin(description, printed, method, owned, shared, tuple(earlier), grown)
-    setattr(model, _ATTRIBUTE, found)
+    known = Origin(
+        description=description,
+        fingerprint=printed,
+        method=method,
+        owned=(*attached, head),
+        shared=frozenset(k for k, t in model.state_dict().items() if t.data_ptr() in theirs),
+        earlier=tuple(earlier),
+        grown=size_of(network),
+    )
+    setattr(model, _ATTRIBUTE, known)
     return model.train()
 
 
 def origin(model: nn.Module) -> Origin:
-    """What `add_task` remembered on its model.
+    """Return what `add_task` remembered on its model.
 
     Raises:
         KsmError: the model does not come from `add_task`.
@@ -112,26 +147,34 @@ def origin(model: nn.Module) -> Origin:
 
 
 def parameter_groups(model: nn.Module) -> list[dict[str, Any]]:
-    """Groups for a torch optimizer, with the learning rates of the model's method."""
+    """Return groups for a torch optimizer, with the learning rates of the model's method.
+
+    Args:
+        model: from `add_task`.
+
+    Raises:
+        KsmError: the model does not come from `add_task`.
+    """
     known = origin(model)
     return known.method.groups(model, known.description.head)
 
 
 def snapshot(model: nn.Module) -> dict[str, Tensor]:
-    """Copies of all tensors of a task model that are its own; `restore` puts them back."""
+    """Copy all tensors of a task model that are its own; `restore` puts them back."""
     shared = origin(model).shared
     return {k: t.clone() for k, t in model.state_dict().items() if k not in shared}
 
 
 def restore(model: nn.Module, state: dict[str, Tensor]) -> None:
-    """Put back what `snapshot` took from the model."""
+    """Put the tensors of a `snapshot` back into the model."""
     model.load_state_dict(state, strict=False)
 
 
 def task_state(model: nn.Module) -> dict[str, Tensor]:
-    """What a task file holds of a task model: owned tensors as they are, masks packed; on CPU.
+    """Copy the tensors that a task file holds of a task model to the CPU.
 
-    Names are `own/QUALIFIED.NAME` and those that the method gives, such as `mask/units`.
+    Names are `own/QUALIFIED.NAME` for a tensor that is stored unchanged, and those that the method
+    gives, such as `mask/units` for the packed masks.
     """
     known = origin(model)
     owned = parameters_of(model, iter(known.owned))
@@ -145,20 +188,20 @@ def task_state(model: nn.Module) -> dict[str, Tensor]:
 
 @dataclass(frozen=True)
 class Task:
-    """A learned task, independent of any live model; what a task file holds.
+    """A learned task, independent of any live model; the content of a task file.
 
     Args:
         name: a plain file name.
         classes: class names, in the order of the outputs.
         method: with its settings.
-        backbone: description of the backbone that it was learned on.
+        backbone: description of the backbone that the task was learned on.
         fingerprint: of that backbone, outside its head.
         tensors: from `task_state`.
-        earlier: the tasks that it builds on, the oldest first; it needs their tensors (PackNet
-            and CPG, whose tasks share weights; none for other methods).
-        grown: size of its network in sizes of the backbone (CPG).
-        digest: of the file that it was read from; None where it was not read from one.
-        record: how it was trained, for people and for JSON.
+        earlier: the tasks that this one builds on, the oldest first. PackNet and CPG, whose tasks
+            share weights, need the tensors of these tasks; other methods have none.
+        grown: size of the task's network in sizes of the backbone (CPG).
+        digest: of the file that the task was read from; None where there is no file.
+        record: how the task was trained, for people and for JSON.
         metrics: such as `{"val": {"accuracy": 0.93, "images": 300}}`, accuracies in [0, 1].
     """
 
@@ -176,6 +219,7 @@ class Task:
 
     @property
     def preprocess(self) -> Preprocess:
+        """How the task's images are prepared."""
         return self.backbone.preprocess
 
     @classmethod
@@ -189,13 +233,15 @@ class Task:
         record: dict[str, Any] | None = None,
         metrics: dict[str, Any] | None = None,
     ) -> Task:
-        """The task that a model from `add_task` has learned so far.
+        """Take from a model of `add_task` the task that it has learned so far.
 
         Args:
-            preprocess: how its images were prepared, where not as the backbone's own.
+            classes: class names, in the order of the outputs.
+            preprocess: how the images were prepared; None for the way of the model's description.
+            record, metrics: see `Task`.
 
         Raises:
-            KsmError: not a task model, or another number of classes than its head has.
+            KsmError: the model is no task model, or its head has another number of classes.
         """
         known = origin(model)
         head = find(model, known.description.head, "head")
@@ -222,24 +268,23 @@ class Task:
         )
 
     def on(self, backbone: nn.Module) -> nn.Module:
-        """The task as a plain nn.Module in evaluation mode, with `M * W` as its weights.
+        """Make the task a plain nn.Module in evaluation mode, with `M * W` as its weights.
 
-        Each module has the class that it has in the backbone, so the result can be pickled,
-        copied, fused and exported. It shares with the backbone every parameter that the task left
-        alone. Outputs equal, to the bit, those of the model that the task was taken from, in
-        evaluation mode and with gradients off (torch's attention takes another path where a
-        weight requires a gradient).
+        Each module has the class that it has in the backbone (the head that of `new_head`), so that
+        the result can be pickled, copied, traced, fused and exported. Every parameter that the task
+        left alone is the backbone's, in the same memory. Outputs are equal, to the bit, to those
+        of the model that the task was taken from, in evaluation mode and with gradients off
+        (torch's attention takes another path where a weight requires a gradient).
 
         Raises:
             KsmError: the backbone is not the one that the task was learned on, or the task's
-                tensors do not fit it.
+                tensors do not fit the backbone.
         """
         self.check_backbone(backbone)
         head = self.backbone.head
-        network = widened(backbone, self.grown)
+        network = widened(backbone, self.grown, self.backbone)
         model = plain(network)
-        with torch.random.fork_rng(devices=[]):  # the new head's start values are not used
-            replace(model, head, new_head(network, head, len(self.classes)))
+        replace(model, head, empty_head(network, head, len(self.classes)).eval())
         left = {f"{head}.{name}" for name, _ in model.get_submodule(head).named_parameters()}
         try:
             for name, tensor in folded_weights(self, network):
@@ -254,13 +299,13 @@ class Task:
                 f"task {self.name!r} does not fit its backbone ({error}); the file is damaged or "
                 "was written by another version of ksm"
             ) from error
-        return model.requires_grad_(False).eval()
+        return model
 
     def check_backbone(self, backbone: nn.Module) -> None:
-        """Refuse a backbone that is not the one the task was learned on.
+        """Refuse a backbone that is not the one that the task was learned on.
 
         Raises:
-            KsmError: its fingerprint differs; the message has both.
+            KsmError: the fingerprints differ; the message has both.
         """
         found = fingerprint(backbone, self.backbone.head)
         if found != self.fingerprint:
@@ -271,8 +316,10 @@ class Task:
             )
 
     def halved(self) -> Task:
-        """The task with its normalisations and head in float16: what it stores and what it
-        computes with. A tensor with a number that is too large for float16 stays as it is."""
+        """Return the task with its normalisations and head in float16, as stored and as used.
+
+        A tensor with a number that is too large for float16 stays unchanged.
+        """
         parts = self.parts()
         small = {**parts.get("norm", {}), **parts.get("head", {})}
         halves = {key: each.half() for key, each in small.items() if each.is_floating_point()}
@@ -280,8 +327,11 @@ class Task:
         return dataclasses.replace(self, tensors={**self.tensors, **fit}, digest=None)
 
     def parts(self) -> dict[str, dict[str, Tensor]]:
-        """The tensors by part: `mask`, `norm` (biases too), `head`, `weights`, and what else the
-        method names; see `Method.part_of`."""
+        """Sort the tensors by part of the task file.
+
+        The parts are `mask`, `norm` (biases too), `head`, `weights`, and those that the method
+        names; see `Method.part_of`.
+        """
         parts: dict[str, dict[str, Tensor]] = {}
         for key, tensor in sorted(self.tensors.items()):
             kind, _, name = key.partition("/")
@@ -298,26 +348,31 @@ class Task:
 def folded_weights(task: Task, backbone: nn.Module) -> Iterator[tuple[str, Tensor]]:
     """Yield every tensor in which the task's network differs from the backbone, by qualified name.
 
-    These are the task's own tensors (normalisations, head) and its weights `M * W`, each of the
-    dtype and on the device that it has in the network. Nothing is written.
+    These are the task's own tensors (normalisations, head) and its weights `M * W`. Each is a new
+    tensor, of the dtype and on the device that it has in the network. Nothing is written.
 
     Args:
-        backbone: the one that the task was learned on, or already wider where the task grew.
+        backbone: the one that the task was learned on, or its network, for a task that grew.
 
     Raises:
         KeyError, RuntimeError, ValueError, KsmError: the task's tensors do not fit the backbone.
     """
-    network = widened(backbone, task.grown) if size_of(backbone) != task.grown else backbone
-    like = {**dict(network.named_parameters()), **dict(network.named_buffers())}
-    usual = next(iter(like.values()), torch.empty(0))
+    network = backbone
+    if size_of(backbone) != task.grown:
+        network = widened(backbone, task.grown, task.backbone)
+    modules = dict(network.named_modules())
+    usual = next(network.parameters(), torch.empty(0))
     for key, tensor in task.tensors.items():
         if key.startswith("own/"):
             name = key.removeprefix("own/")
-            old = like.get(name, usual)
-            dtype = tensor.dtype if not tensor.is_floating_point() else old.dtype
-            yield name, tensor.to(old.device, dtype, copy=True)
+            parent, _, child = name.rpartition(".")
+            like = getattr(modules.get(parent), child, None)  # a head's bias may be new
+            like = like if isinstance(like, Tensor) else usual
+            dtype = like.dtype if tensor.is_floating_point() else tensor.dtype
+            yield name, tensor.to(like.device, dtype, copy=True)
     earlier = [each.tensors for each in task.earlier]
-    yield from task.method.folded(network, task.backbone.head, task.tensors, earlier)
+    for name, tensor in task.method.folded(network, task.backbone.head, task.tensors, earlier):
+        yield name, tensor.detach()
 
 
 def _check_chain(method: Method, earlier: Sequence[Task], printed: str) -> None:
@@ -338,7 +393,7 @@ def _check_chain(method: Method, earlier: Sequence[Task], printed: str) -> None:
 
 
 def _full_copy(model: nn.Module) -> int:
-    """Bytes of the tensors that a copy of the whole network for this task would hold."""
+    """Count the bytes of the tensors that a copy of the whole network for this task would hold."""
     scores = ".parametrizations.weight.0."
     return sum(
         tensor.numel() * tensor.element_size()
@@ -354,4 +409,5 @@ def _assign(model: nn.Module, name: str, tensor: Tensor) -> None:
     if old.shape != tensor.shape:
         raise RuntimeError(f"{name} has shape {tuple(tensor.shape)}, not {tuple(old.shape)}")
     new = tensor.to(old.device, old.dtype)
+    # A new parameter, since another module may use the old one too.
     setattr(module, child, nn.Parameter(new, False) if isinstance(old, nn.Parameter) else new)

@@ -9,7 +9,7 @@ from torch import nn
 import ksm
 from conftest import Tiny, tiny
 from ksm import KsmError
-from ksm.core.backbone import fingerprint
+from ksm.core.backbone import state_hash
 from ksm.core.widen import original_shape, size_of, widened
 
 NAMES = [
@@ -27,7 +27,7 @@ NAMES = [
 @pytest.mark.parametrize("name", NAMES)
 def test_known_networks_grow_by_name(name):
     backbone = ksm.backbone(name, pretrained=False)
-    before = fingerprint(backbone, "")
+    before = state_hash(backbone, "")
     network = widened(backbone, 1.5)
     side = 224 if "vgg" in name else 64
     assert (
@@ -36,7 +36,7 @@ def test_known_networks_grow_by_name(name):
     )
     grown = sum(p.numel() for p in network.parameters())
     assert 1.35 < grown / sum(p.numel() for p in backbone.parameters()) < 1.55
-    assert fingerprint(backbone, "") == before and size_of(network) == 1.5
+    assert state_hash(backbone, "") == before and size_of(network) == 1.5
 
 
 def test_the_backbone_is_the_first_block_of_each_tensor(backbone):
@@ -60,7 +60,7 @@ def test_it_is_the_same_each_time_and_leaves_the_generator_alone(backbone):
     torch.manual_seed(3)
     assert torch.equal(torch.rand(1), drawn)
     second = widened(backbone, 1.5)
-    assert fingerprint(first, "") == fingerprint(second, "")
+    assert state_hash(first, "") == state_hash(second, "")
 
 
 def test_size_one_is_the_backbone_itself(backbone):

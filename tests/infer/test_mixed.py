@@ -9,28 +9,35 @@ import timm
 import torch
 import torchvision
 from torch import nn
+from torch.overrides import TorchFunctionMode
 
 from conftest import tiny
-from ksm import KSM, KsmError, Mixed, Task, add_task, measured
-from ksm.infer.mixed import _Conv, _Each, _Norm
+from ksm import KSM, KsmError, Mixed, Task, add_task
 from ksm.methods._masked import layer_masks
 
-STRATEGIES = ("loop", "grouped", "measured")
+
+
+def narrow_vgg():
+    """VGG without 120 million weights in its Linear layers."""
+    network = torchvision.models.vgg11_bn(init_weights=False)
+    for i, (inputs, outputs) in {0: (25088, 64), 3: (64, 64), 6: (64, 10)}.items():
+        network.classifier[i] = nn.Linear(inputs, outputs)
+    return network
+
+
 NETWORKS = {
-    "resnet18": lambda: torchvision.models.resnet18(),
-    "mobilenet_v2": lambda: torchvision.models.mobilenet_v2(),
-    "vgg11_bn": lambda: torchvision.models.vgg11_bn(),
-    "tf_efficientnet_lite0": lambda: timm.create_model("tf_efficientnet_lite0"),
-    "convnext_atto": lambda: timm.create_model("convnext_atto"),
+    # name: how it is made, and where masks start such that the tasks share a trunk
+    "resnet18": (lambda: torchvision.models.resnet18(), "layer3"),
+    "mobilenet_v2": (lambda: torchvision.models.mobilenet_v2(), "features.7"),
+    "vgg11_bn": (lambda: narrow_vgg(), "features.11"),
+    "tf_efficientnet_lite0": (lambda: timm.create_model("tf_efficientnet_lite0"), "blocks.3"),
+    "convnext_atto": (lambda: timm.create_model("convnext_atto"), "stages.2"),
     # its attention reads weights beside the modules that hold them
-    "vit": lambda: torchvision.models.VisionTransformer(32, 8, 2, 2, 32, 64),
+    "vit": (
+        lambda: torchvision.models.VisionTransformer(32, 8, 2, 2, 32, 64),
+        "encoder.layers.encoder_layer_1",
+    ),
 }
-
-
-@pytest.fixture(autouse=True)
-def cache(tmp_path, monkeypatch):
-    monkeypatch.setenv("KSM_CACHE", str(tmp_path / "cache"))
-    return tmp_path / "cache" / "mixed.json"
 
 
 def settle(model):
@@ -57,22 +64,25 @@ def learned(backbone, name, classes, method="ksm", seed=0, **kwargs):
 
 
 @functools.cache
-def network(name):
-    """A backbone and three tasks on it."""
+def network(name, shared):
+    """A backbone and three tasks on it, which share a trunk or not."""
     torch.manual_seed(1)
-    backbone = settle(NETWORKS[name]())
-    # the 120 million weights of VGG's Linear layers stay out, for the tests' speed
-    targets = r"features\..*" if name == "vgg11_bn" else None
-    method = KSM(target_modules=targets, mask_from=None)
+    make, start = NETWORKS[name]
+    backbone = settle(make())
+    method = KSM(mask_from=start if shared else None)
     return backbone, [learned(backbone, f"t{i}", 3 + i, method, seed=i) for i in range(3)]
 
 
 @functools.cache
 def small():
-    """A tiny backbone and a task of each method."""
+    """A tiny backbone and a task of each method, two of them with a trunk."""
     backbone = settle(tiny())
-    methods = ["ksm", "piggyback", "bn", "probe", "finetune", "packnet", "random-mask"]
-    tasks = [learned(backbone, m, 2 + i, m, seed=i) for i, m in enumerate(methods)]
+    methods = {
+        name: name
+        for name in ("ksm", "piggyback", "bn", "probe", "finetune", "packnet", "random-mask")
+    }
+    methods |= {"late": KSM(mask_from="body"), "later": KSM(mask_from="body", alpha=0.2)}
+    tasks = [learned(backbone, m, 2 + i, methods[m], seed=i) for i, m in enumerate(methods)]
     return backbone, tasks
 
 
@@ -98,16 +108,16 @@ def apart(expected, other):
     return float((expected - other).abs().max()) > 1e-2 * float(expected.abs().max())
 
 
-@pytest.mark.parametrize("strategy", STRATEGIES)
+@pytest.mark.parametrize("shared", [True, False], ids=["trunk", "no trunk"])
 @pytest.mark.parametrize("name", NETWORKS)
-def test_each_image_has_the_logits_of_its_task(name, strategy):
-    backbone, tasks = network(name)
+def test_each_image_has_the_logits_of_its_task(name, shared):
+    backbone, tasks = network(name, shared)
     before = {k: t.clone() for k, t in backbone.state_dict().items()}
     x, names = images(6), ["t1", "t0", "t2", "t1", "t1", "t0"]
     expected = alone(backbone, tasks, x, names)
     swapped = alone(backbone, tasks, x, ["t0", "t1", "t0", "t2", "t2", "t1"])
     assert all(apart(e[:3], s[:3]) for e, s in zip(expected, swapped, strict=True))
-    mixed = Mixed(backbone, tasks, strategy)
+    mixed = Mixed(backbone, tasks)
     for _ in range(2):
         found = mixed(x, names)
         equal(found, expected)
@@ -115,15 +125,36 @@ def test_each_image_has_the_logits_of_its_task(name, strategy):
     assert all(torch.equal(before[k], t) for k, t in backbone.state_dict().items())
 
 
-@pytest.mark.parametrize("strategy", STRATEGIES)
-def test_tasks_of_different_methods(strategy):
+class Stems(TorchFunctionMode):
+    """Counts the images of each convolution with a ResNet's first kernel."""
+
+    def __init__(self):
+        super().__init__()
+        self.images = []
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        if func is torch.conv2d and args[1].shape == (64, 3, 7, 7):
+            self.images.append(len(args[0]))
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize(("shared", "runs"), [(True, [6]), (False, [1, 2, 3])])
+def test_the_trunk_runs_once(shared, runs):
+    backbone, tasks = network("resnet18", shared)
+    mixed, x, names = Mixed(backbone, tasks), images(6), ["t1", "t0", "t2", "t1", "t1", "t0"]
+    expected = mixed(x, names)  # the first batch also tries the split
+    with Stems() as stems:
+        equal(mixed(x, names), expected)
+    assert sorted(stems.images) == runs
+
+
+def test_tasks_of_different_methods():
     backbone, tasks = small()
     names = [task.name for task in tasks] * 2
     x = images(len(names))
-    equal(Mixed(backbone, tasks, strategy)(x, names), alone(backbone, tasks, x, names))
+    equal(Mixed(backbone, tasks)(x, names), alone(backbone, tasks, x, names))
 
 
-@pytest.mark.parametrize("strategy", STRATEGIES)
 @pytest.mark.parametrize(
     "counts",
     [
@@ -132,16 +163,17 @@ def test_tasks_of_different_methods(strategy):
         {"piggyback": 1, "random-mask": 9},
         {"probe": 4},
         {"ksm": 2, "piggyback": 2, "bn": 2},
+        {"late": 3, "bn": 2, "later": 2},
     ],
     ids=lambda counts: "-".join(map(str, counts.values())),
 )
-def test_uneven_segments_in_any_order(strategy, counts):
-    """Neighbours in the list of tasks, others, and one task alone."""
+def test_uneven_segments_in_any_order(counts):
+    """Neighbours in the list of tasks, others, one task alone, and two with one trunk."""
     backbone, tasks = small()
     names = [name for name, count in counts.items() for _ in range(count)]
     x = images(len(names))
     expected = alone(backbone, tasks, x, names)
-    mixed = Mixed(backbone, tasks, strategy)
+    mixed = Mixed(backbone, tasks)
     for seed in range(3):
         order = torch.randperm(len(names), generator=torch.Generator().manual_seed(seed)).tolist()
         equal(mixed(x[order], [names[i] for i in order]), [expected[i] for i in order])
@@ -152,34 +184,8 @@ def test_no_images():
     assert Mixed(backbone, tasks)(images(0), []) == []
 
 
-def test_kinds_of_modules_take_the_ways_they_should():
-    """Else all of the above could pass by way of loops alone."""
-
-    def kinds(name, strategy):
-        found = [type(m) for m in Mixed(*network(name), strategy)._network.modules()]
-        return [found.count(kind) for kind in (_Conv, _Norm, _Each)]
-
-    assert kinds("resnet18", "grouped") == [20, 20, 1]
-    assert kinds("resnet18", "loop") == [0, 20, 21]
-    assert kinds("tf_efficientnet_lite0", "grouped") == [49, 49, 1]
-
-
-def test_modules_that_no_task_changes_run_once():
-    backbone = settle(tiny())
-    method = KSM(mask_from="body")
-    tasks = [learned(backbone, name, 3, method, seed) for seed, name in enumerate("ab")]
-    mixed = Mixed(backbone, tasks, "loop")
-    calls = []
-    for name, module in mixed._network.named_modules():
-        if not isinstance(module, _Each) and name:
-            module.register_forward_hook(lambda *_, n=name: calls.append(n))
-    x = images(4)
-    equal(mixed(x, list("abab")), alone(backbone, tasks, x, list("abab")))
-    assert calls == ["stem", "norm1"]
-
-
 class Odd(nn.Module):
-    """What networks of others' do: a layer held twice, one used by its weight, one in a list."""
+    """What networks of others do: a layer held twice, one used by its weight, one in a list."""
 
     def __init__(self):
         super().__init__()
@@ -207,23 +213,25 @@ class Reading(Odd):
         return self.fc(nn.functional.linear(x, self.inner["read"].weight))
 
 
-@pytest.mark.parametrize("strategy", STRATEGIES)
+@pytest.mark.parametrize("start", [None, "inner.read"])
 @pytest.mark.parametrize("kind", [Odd, Reading])
-def test_odd_networks(kind, strategy):
+def test_odd_networks(kind, start):
     torch.manual_seed(0)
     backbone = settle(kind())
-    tasks = [learned(backbone, name, 3 + seed, seed=seed) for seed, name in enumerate("abc")]
+    method = KSM(mask_from=start)
+    tasks = [learned(backbone, name, 3 + i, method, seed=i) for i, name in enumerate("abc")]
     x, names = images(5), list("cabbc")
-    equal(Mixed(backbone, tasks, strategy)(x, names), alone(backbone, tasks, x, names))
+    equal(Mixed(backbone, tasks)(x, names), alone(backbone, tasks, x, names))
 
 
-def test_hooks_of_the_backbone_still_work():
+@pytest.mark.parametrize("start", [None, "body"])
+def test_hooks_of_the_backbone_still_work(start):
     backbone = settle(tiny())
     backbone.stem.register_forward_hook(lambda module, args, output: output * 2)
-    tasks = [learned(backbone, name, 3, seed=seed) for seed, name in enumerate("ab")]
+    method = KSM(mask_from=start)
+    tasks = [learned(backbone, name, 3, method, seed=i) for i, name in enumerate("ab")]
     x = images(4)
-    found = Mixed(backbone, tasks, "grouped")(x, list("abab"))
-    equal(found, alone(backbone, tasks, x, list("abab")))
+    equal(Mixed(backbone, tasks)(x, list("abab")), alone(backbone, tasks, x, list("abab")))
 
 
 def test_a_batchnorm_without_statistics_sees_its_own_task_alone():
@@ -248,7 +256,7 @@ def test_a_grown_task_beside_others():
     ]
     assert tasks[2].grown == 2
     x, names = images(6), ["grown", "small", "ksm", "small", "grown", "ksm"]
-    equal(Mixed(backbone, tasks, "grouped")(x, names), alone(backbone, tasks, x, names))
+    equal(Mixed(backbone, tasks)(x, names), alone(backbone, tasks, x, names))
     only = Mixed(backbone, tasks[2:])
     equal(only(x[:1], names[:1]), alone(backbone, tasks, x[:1], names[:1]))
 
@@ -271,16 +279,16 @@ def test_errors():
     refused(lambda: mixed(images(2), ["ksm", "birds"]), "'birds'", "ksm", "packnet")
     refused(lambda: mixed(images(3), ["ksm", "bn"]), "2 task names", "3 images")
     refused(lambda: mixed(images(1)[0], ["ksm"]), "(3, 32, 32)", "(n, 3, h, w)")
-    refused(lambda: Mixed(backbone, []), "no tasks")
-    refused(lambda: Mixed(backbone, [*tasks, tasks[1]]), "two tasks", "'piggyback'")
-    refused(lambda: Mixed(backbone, tasks, "fast"), "'fast'", "loop", "grouped", "measured")  # type: ignore
+    refused(lambda: mixed(images(1)[:, :1], ["ksm"]), "(1, 1, 32, 32)", "(n, 3, h, w)")
+    refused(lambda: Mixed(backbone, []), "no task")
+    refused(lambda: Mixed(backbone, [*tasks, tasks[1]]), "2 tasks", "'piggyback'")
     other = copy.deepcopy(backbone)
     with torch.no_grad():
         other.stem.weight[0] += 1
     refused(lambda: Mixed(other, tasks), "'ksm'", "fingerprint")
 
 
-def test_many_known_tasks_are_told_in_one_line():
+def test_many_known_tasks_are_named_in_one_line():
     backbone = settle(tiny())
     task = learned(backbone, "t", 2, "probe")
     tasks = [Task(**{**vars(task), "name": f"t{i}"}) for i in range(30)]
@@ -302,85 +310,14 @@ def test_outputs_that_are_no_logits():
     for name in "ab":
         model = add_task(backbone, 3)
         tasks.append(Task.of(model, name, list("xyz")))
-    refused(lambda: Mixed(backbone, tasks)(images(2), list("ab")), "no logits")
+    # with one image a task, where a pair of tensors could pass for the logits of two images
+    refused(lambda: Mixed(backbone, tasks)(images(2), list("ab")), "Pair", "tuple", "(n, classes)")
+    refused(lambda: Mixed(backbone, tasks)(images(4), list("aabb")), "Pair", "tuple")
 
 
-# What is measured.
-
-
-@pytest.fixture
-def timings(monkeypatch):
-    """The timing function, counted."""
-    calls, real = [], measured.seconds
-    monkeypatch.setattr(measured, "seconds", lambda *args: calls.append(1) or real(*args))
-    return calls
-
-
-def test_each_kind_is_timed_once(timings, cache):
+def test_threads():
     backbone, tasks = small()
-    x, names = images(6), ["ksm", "bn", "ksm", "piggyback", "bn", "piggyback"]
-    for strategy in ("loop", "grouped"):
-        Mixed(backbone, tasks, strategy)(x, names)
-    assert not timings and not cache.exists()
     mixed = Mixed(backbone, tasks)
-    expected = alone(backbone, tasks, x, names)
-    equal(mixed(x, names), expected)
-    assert len(timings) == 3  # two convolutions, and one pass against each task by itself
-    assert cache.is_file()
-    equal(mixed(x, names), expected)
-    equal(Mixed(backbone, tasks)(x, names), expected)
-    assert len(timings) == 3
-    Mixed(backbone, tasks)(images(40), ["ksm", "bn"] * 20)
-    assert len(timings) == 6
-
-
-@pytest.mark.parametrize("quick", ["loop", "grouped"])
-def test_the_faster_way_is_taken(quick, monkeypatch):
-    backbone, tasks = small()
-    times = {"loop": 2.0, "grouped": 2.0, "apart": 2.0, "together": 1.0, quick: 1.0}
-    monkeypatch.setattr(measured, "seconds", lambda ways, device: {w: times[w] for w in ways})
-    taken = []
-    grouped = _Conv._grouped
-    monkeypatch.setattr(_Conv, "_grouped", lambda *a: taken.append("grouped") or grouped(*a))
-    x, names = images(4), ["ksm", "bn"] * 2
-    equal(Mixed(backbone, tasks)(x, names), alone(backbone, tasks, x, names))
-    assert len(taken) == (2 if quick == "grouped" else 0)
-
-
-def test_each_task_runs_by_itself_where_that_is_faster(monkeypatch):
-    backbone, tasks = small()
-    times = {"loop": 1.0, "grouped": 1.0, "apart": 1.0, "together": 2.0}
-    monkeypatch.setattr(measured, "seconds", lambda ways, device: {w: times[w] for w in ways})
-    mixed = Mixed(backbone, tasks)
-    monkeypatch.setattr(mixed, "_pass", None)
-    x, names = images(4), ["ksm", "bn"] * 2
-    equal(mixed(x, names), alone(backbone, tasks, x, names))
-
-
-def test_a_damaged_cache(cache, timings):
-    backbone, tasks = small()
-    cache.parent.mkdir()
-    cache.write_bytes(b"\xff{")
-    x, names = images(4), ["ksm", "bn"] * 2
-    equal(Mixed(backbone, tasks)(x, names), alone(backbone, tasks, x, names))
-    Mixed(backbone, tasks)(x, names)
-    assert len(timings) == 3
-
-
-def test_a_cache_that_cannot_be_written(cache, timings):
-    backbone, tasks = small()
-    cache.parent.write_text("no folder")
-    x, names = images(4), ["ksm", "bn"] * 2
-    mixed = Mixed(backbone, tasks)
-    for _ in range(2):
-        equal(mixed(x, names), alone(backbone, tasks, x, names))
-    assert len(timings) == 3
-
-
-@pytest.mark.parametrize("strategy", STRATEGIES)
-def test_threads(strategy):
-    backbone, tasks = small()
-    mixed = Mixed(backbone, tasks, strategy)
     known = [task.name for task in tasks]
     jobs = []
     for seed in range(6):

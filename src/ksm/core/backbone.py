@@ -1,4 +1,4 @@
-"""What ksm must know of a backbone: its name, its head, how its images are prepared, its hash."""
+"""The facts of a backbone: its name, its head, how its images are prepared, its fingerprint."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from weakref import WeakKeyDictionary
 
 import torch
 from torch import nn
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.nn.utils import skip_init
 
 from ksm.core.clone import find
 from ksm.core.preprocess import Preprocess
@@ -29,22 +31,23 @@ class Description:
 
 
 def remember(backbone: nn.Module, description: Description) -> nn.Module:
-    """Keep a description on a backbone that ksm itself built."""
+    """Keep a description on a backbone, for `describe`, and return the backbone."""
     setattr(backbone, _ATTRIBUTE, description)
     return backbone
 
 
 def describe(backbone: nn.Module, head: str | None = None) -> Description:
-    """Description of any module.
+    """Describe any module.
 
-    A backbone from `ksm.backbone` carries one. Else a timm model's `pretrained_cfg` is read; else
-    the head is the module's last Linear, and images are prepared as for ImageNet at 224 pixels.
+    A backbone from `ksm.backbone` carries its description. Of a timm model the `pretrained_cfg` is
+    read. For any other module the head is the last Linear, and images are prepared as for ImageNet
+    at 224 pixels.
 
     Args:
-        head: qualified name of the layer that a task replaces, where that guess is wrong.
+        head: qualified name of the layer that a task replaces; None to find the layer as above.
 
     Raises:
-        KsmError: no head can be found, or `head` names no layer that can be one.
+        KsmError: no head can be found.
     """
     known = getattr(backbone, _ATTRIBUTE, None)
     if isinstance(known, Description):
@@ -57,33 +60,54 @@ def describe(backbone: nn.Module, head: str | None = None) -> Description:
 
 
 def new_head(backbone: nn.Module, name: str, classes: int) -> nn.Module:
-    """A fresh layer with `classes` outputs, to stand where the backbone's head stands.
+    """Make a fresh layer with `classes` outputs, to stand where the backbone's head stands.
+
+    The layer has the device and dtype of the backbone's first parameter.
 
     Raises:
-        KsmError: the layer there is neither a Linear, a convolution, nor timm's empty classifier.
+        KsmError: the head is neither a Linear, a convolution, nor timm's empty classifier.
     """
+    kind, arguments = _head_of(backbone, name, classes)
+    where = next(backbone.parameters(), torch.empty(0))
+    return kind(*arguments).to(where.device, where.dtype)
+
+
+def empty_head(backbone: nn.Module, name: str, classes: int) -> nn.Module:
+    """Make a layer as `new_head` does, whose values are not set; no random number is drawn.
+
+    Raises:
+        KsmError: see `new_head`.
+    """
+    kind, arguments = _head_of(backbone, name, classes)
+    where = next(backbone.parameters(), torch.empty(0))
+    return skip_init(kind, *arguments, device=where.device, dtype=where.dtype)
+
+
+def _head_of(
+    backbone: nn.Module, name: str, classes: int
+) -> tuple[type[nn.Module], tuple[Any, ...]]:
+    """Return the class of a head in place of the backbone's, and the arguments to make one."""
     old = find(backbone, name, "head")
     if isinstance(old, nn.Linear):
-        new: nn.Module = nn.Linear(old.in_features, classes)
-    elif isinstance(old, nn.Conv2d):
-        kernel = (old.kernel_size[0], old.kernel_size[1])
-        new = nn.Conv2d(old.in_channels, classes, kernel)
-    elif isinstance(old, nn.Identity) and isinstance(width := _timm_width(backbone), int):
-        new = nn.Linear(width, classes)
-    else:
-        raise KsmError(
-            f"the head {name!r} is a {type(old).__name__}: expected a Linear or Conv2d; name "
-            "another with head=..."
-        )
-    where = next(iter(backbone.parameters()), torch.empty(0))
-    return new.to(where.device, where.dtype)
+        return nn.Linear, (old.in_features, classes)
+    if isinstance(old, nn.Conv2d):
+        return nn.Conv2d, (old.in_channels, classes, (old.kernel_size[0], old.kernel_size[1]))
+    if isinstance(old, nn.Identity) and isinstance(width := _timm_width(backbone), int):
+        return nn.Linear, (width, classes)
+    raise KsmError(
+        f"the head {name!r} is a {type(old).__name__}: expected a Linear or Conv2d; name "
+        "another with head=..."
+    )
 
 
 def fingerprint(backbone: nn.Module, head: str) -> str:
-    """SHA-256, in hex, over the backbone's state outside its head: names, dtypes, shapes, bytes.
+    """Hash the backbone's state outside its head: SHA-256, in hex, of names, dtypes, shapes, bytes.
 
-    It is computed once for a backbone object, and again where a tensor of the object was replaced
-    or written to. (A write through `tensor.data` does not show.)
+    A backbone object is hashed once, and again after a tensor of the object was replaced or written
+    to. Torch does not count a write through `tensor.data`; such a write is not noticed.
+
+    Args:
+        head: qualified name of the head.
     """
     stamp = _stamp(backbone)
     known = _printed.get(backbone)
@@ -91,28 +115,41 @@ def fingerprint(backbone: nn.Module, head: str) -> str:
         known = stamp, {}
         _printed[backbone] = known
     if head not in known[1]:
-        known[1][head] = _hashed(backbone, head)
+        known[1][head] = state_hash(backbone, head)
     return known[1][head]
 
 
-_Stamp = tuple[tuple[str, int, int], ...]
+_Stamp = list[tuple[Any, ...]]
 _printed: WeakKeyDictionary[nn.Module, tuple[_Stamp | None, dict[str, str]]] = WeakKeyDictionary()
-"""By backbone: its tensors' places and versions, and its fingerprint by head."""
+"""By backbone: the stamp of its tensors, and its fingerprint by head."""
 
 
 def _stamp(backbone: nn.Module) -> _Stamp | None:
-    """Each tensor's name, address and count of writes; None where torch does not count writes."""
+    """Return what changes where a tensor is replaced or written; None where torch counts no writes.
+
+    A weak reference to a storage keeps another one from getting the same identity, as a bare
+    address would not: `backbone.half().float()` may well reuse the freed memory.
+    """
     try:
-        return tuple(
-            (name, tensor.data_ptr(), tensor._version)
+        return [
+            (
+                name,
+                StorageWeakRef(tensor.untyped_storage()),
+                tensor.data_ptr(),
+                tensor._version,
+                tensor.dtype,
+                tensor.shape,
+                tensor.stride(),
+            )
             for name, tensor in backbone.state_dict(keep_vars=True).items()
             if isinstance(tensor, torch.Tensor)
-        )
+        ]
     except RuntimeError:  # tensors made in inference mode
         return None
 
 
-def _hashed(backbone: nn.Module, head: str) -> str:
+def state_hash(backbone: nn.Module, head: str) -> str:
+    """Compute what `fingerprint` gives, from the bytes of the tensors at this moment."""
     digest = hashlib.sha256()
     for name, tensor in backbone.state_dict().items():
         if not isinstance(tensor, torch.Tensor) or name.startswith(f"{head}."):

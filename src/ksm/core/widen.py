@@ -10,30 +10,31 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from ksm.core.backbone import describe, remember
+from ksm.core.backbone import Description, describe, remember
 from ksm.errors import KsmError
 
 _SHAPES = "ksm_shapes_before"
 _SIZE = "ksm_size"
 
 
-def widened(backbone: nn.Module, size: float) -> nn.Module:
-    """The backbone with every count of channels multiplied by `sqrt(size)`.
+def widened(backbone: nn.Module, size: float, description: Description | None = None) -> nn.Module:
+    """Make the backbone with every count of channels multiplied by `sqrt(size)`.
 
     The first channels of each layer have the backbone's values, the others fresh ones, the same at
-    each call. It works where a network is made of convolutions (grouped ones only if depthwise),
-    BatchNorm and Linear, as ResNets and VGGs are. A backbone with a method `widened(size)` is
-    asked to make the network itself; names of modules and their order must be the same.
+    each call. The network must consist of convolutions (grouped ones only if depthwise), BatchNorm
+    and Linear, as ResNets and VGGs do. A backbone with a method `widened(size)` is asked to make
+    the network itself; the names of modules and their order must be the same.
 
     Args:
         size: in sizes of the backbone, at least 1; 1 gives the backbone itself.
+        description: of the backbone; None to ask `describe`.
 
     Raises:
         KsmError: the network has other layers with channels.
     """
     if size == 1:
         return backbone
-    description = describe(backbone)
+    description = description or describe(backbone)
     with torch.random.fork_rng(devices=[]), torch.device("cpu"):
         torch.default_generator.manual_seed(0)
         make: Any = getattr(backbone, "widened", None)
@@ -54,14 +55,18 @@ def widened(backbone: nn.Module, size: float) -> nn.Module:
 
 
 def original_shape(network: nn.Module, name: str, weight: Tensor) -> tuple[int, ...]:
-    """Shape that the tensor `name` has in the backbone that a network was widened from; the
-    weight's own where it was not."""
+    """Return the shape that a tensor has in the backbone that its network was widened from.
+
+    Args:
+        name: qualified name of the tensor.
+        weight: the tensor; its own shape is returned where the network was not widened.
+    """
     shapes: dict[str, tuple[int, ...]] = getattr(network, _SHAPES, {})
     return shapes.get(name, tuple(weight.shape))
 
 
 def size_of(network: nn.Module) -> float:
-    """The `size` that a network was widened to; 1 for one that was not."""
+    """Return the `size` that a network was widened to; 1 for a network that was not."""
     return getattr(network, _SIZE, 1.0)
 
 

@@ -1,4 +1,4 @@
-"""Many tasks for the same images: what they share runs once."""
+"""Many tasks for the same images: the trunk that tasks share runs once."""
 
 from __future__ import annotations
 
@@ -16,15 +16,16 @@ from ksm.task import Task
 class AllTasks:
     """Many tasks of one backbone for the same images; a trunk that tasks share runs once.
 
-    Tasks with the same `mask_from` share the layers before it. Each task holds only what it changed
-    beside the backbone. Tensors are where the backbone's are: move the backbone to a device first.
-    For one thread at a time. At the first images of a size each such task is tried whole and
-    without its trunk, which takes some passes more; where the two do not agree to the bit, it runs
-    whole.
+    Tasks with the same `mask_from` share the layers before that module. Each task holds only the
+    tensors that differ from the backbone's. Tensors are on the backbone's device: move the backbone
+    first. For one thread at a time.
+
+    At the first images of a size each task with a trunk is run whole and without its trunk, on two
+    random images. Where the two outputs are not equal to the bit, the task runs whole.
 
     Args:
         backbone: only read.
-        tasks: with names that differ.
+        tasks: with different names.
 
     Raises:
         KsmError: there is no task, two have the same name, or the backbone is not theirs.
@@ -43,31 +44,31 @@ class AllTasks:
 
     @torch.no_grad()
     def __call__(self, images: Tensor) -> dict[str, Tensor]:
-        """Logits (n, classes) of each task, by its name, in the order of the tasks.
+        """Return the logits (n, classes) of each task, by its name, in the order of the tasks.
 
-        They equal those of `task.on(backbone)`, on the CPU to the bit.
+        They are equal to those of `task.on(backbone)`, on the CPU to the bit.
 
         Args:
-            images: normalised, shape (n, 3, height, width), float32.
+            images: shape (n, 3, height, width), float32, normalised.
 
         Raises:
             KsmError: the images have another shape.
         """
-        if images.dim() != 4 or images.shape[1] != 3:
-            raise KsmError(f"images have shape {tuple(images.shape)}: expected (n, 3, h, w)")
+        check_images(images)
         found: dict[str, Tensor] = {}
         for group in self.groups(images.shape[1:]):
             first = next(iter(group.values()))
             features = first.trunk(images) if isinstance(first, Rest) else (images,)
-            for name, model in group.items():  # a network may write to what it is given
+            for name, model in group.items():  # a network may write to its inputs
                 found[name] = model(*(feature.clone() for feature in features))
         return {task.name: found[task.name] for task in self.tasks}
 
     @torch.no_grad()
     def groups(self, size: torch.Size) -> list[dict[str, nn.Module]]:
-        """Groups of tasks with one trunk each, and tasks by themselves, each a model by name.
+        """Group the tasks by shared trunk, each group its models by task name.
 
-        Tasks with a trunk are `ksm.core.trunk.Rest`.
+        The model of a task with a trunk is a `ksm.core.trunk.Rest`; a task without one is a group
+        of its own.
 
         Args:
             size: of an image, (3, height, width).
@@ -91,3 +92,13 @@ class AllTasks:
             key = (start, rest.needed) if rest else task.name
             groups.setdefault(key, {})[task.name] = rest or model
         return list(groups.values())
+
+
+def check_images(images: Tensor) -> None:
+    """Refuse images of another shape than (n, 3, h, w).
+
+    Raises:
+        KsmError: the message has both shapes.
+    """
+    if images.dim() != 4 or images.shape[1] != 3:
+        raise KsmError(f"images have shape {tuple(images.shape)}: expected (n, 3, h, w)")

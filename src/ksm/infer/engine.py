@@ -1,8 +1,7 @@
-"""Many tasks in memory as their files hold them, a few of them folded and ready to run.
+"""Many tasks in memory, packed as in their files, a few of them folded and ready to run.
 
-A folded task is a plain module with `M * W` as its weights. Switching to a task that is not folded
-takes the module that was not used for longest and writes the new task into it: the masked weights
-by one multiplication a layer, the normalisations by one copy, and a head of its own.
+A folded task is a plain module with `M * W` as its weights. To switch to a task that is not folded,
+the engine takes the module that was not used for longest and writes the new task into it.
 """
 
 from __future__ import annotations
@@ -13,6 +12,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Generator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from ksm.bank.taskfile import Packed, pack, read_packed, unpack
 from ksm.core.backbone import fingerprint
+from ksm.core.names import listed
 from ksm.errors import KsmError
 from ksm.infer.hotswap import Place
 from ksm.task import Task
@@ -28,12 +29,16 @@ from ksm.task import Task
 class Engine:
     """One backbone and any number of tasks, of which `keep` are folded at a time.
 
-    Several threads may use an engine at once (on a GPU, all on one stream). A task that is being
-    used is never switched away; where all `keep` are in use, a thread that asks for another waits.
+    Several threads may use an engine at once (on a GPU, all on one stream). A task in use is never
+    switched away; where all `keep` are in use, a thread that asks for another task waits.
 
     Args:
         backbone: only read; on the device where the tasks shall run.
-        keep: folded tasks, each of which takes the memory of the weights that its mask covers.
+        keep: number of folded tasks, at least 1. Each takes the memory of the weights that its mask
+            covers.
+
+    Raises:
+        KsmError: `keep` is less than 1.
     """
 
     def __init__(self, backbone: nn.Module, keep: int = 4) -> None:
@@ -41,7 +46,6 @@ class Engine:
             raise KsmError(f"keep is {keep}: expected at least 1")
         self.backbone = backbone
         self.keep = keep
-        self._printed: dict[str, str] = {}
         self._tasks: dict[str, Packed | Task] = {}
         self._folded: OrderedDict[str, _Folded] = OrderedDict()
         self._changed = threading.Condition()
@@ -52,8 +56,9 @@ class Engine:
         Of a task that builds on no other only the packed bytes are kept.
 
         Raises:
-            KsmError: the file is damaged, the task was learned on another backbone, builds on
-                others (give it as a `Task`, from a bank), or there is one of its name.
+            KsmError: the file is damaged, the task was learned on another backbone, the engine has
+                a task of that name, or the file's task builds on others (give that one as a
+                `Task`, from a bank).
         """
         if isinstance(task, Task):
             found = task if task.earlier else _used(pack(task))
@@ -65,12 +70,10 @@ class Engine:
             printed = meta["backbone"]["fingerprint"]
             if meta.get("earlier"):
                 raise KsmError(f"{task} builds on other tasks: add bank.load({name!r})")
-        if head not in self._printed:
-            self._printed[head] = fingerprint(self.backbone, head)
-        if printed != self._printed[head]:
+        if printed != (mine := fingerprint(self.backbone, head)):
             raise KsmError(
                 f"task {name!r} was learned on a backbone with fingerprint {printed[:16]}, the "
-                f"engine's has {self._printed[head][:16]}"
+                f"engine's has {mine[:16]}: give the engine the same weights"
             )
         with self._changed:
             if name in self._tasks:
@@ -79,10 +82,10 @@ class Engine:
         return name
 
     def remove(self, name: str) -> None:
-        """Forget a task; who uses it now goes on with it.
+        """Forget a task. A thread that uses the task now keeps its module.
 
         Raises:
-            KsmError: there is none of that name.
+            KsmError: there is no task of that name.
         """
         with self._changed:
             self._check(name)
@@ -91,15 +94,14 @@ class Engine:
             self._changed.notify_all()
 
     def names(self) -> list[str]:
-        """The registered tasks, in the order in which they were added."""
+        """List the registered tasks in the order in which they were added."""
         return list(self._tasks)
 
     def task(self, name: str) -> Task:
-        """A registered task, unpacked, by the name that it has here and without the history of its
-        epochs.
+        """Unpack a registered task. It has its name in the engine, and no history of its epochs.
 
         Raises:
-            KsmError: there is none of that name.
+            KsmError: there is no task of that name.
         """
         with self._changed:
             self._check(name)
@@ -109,28 +111,31 @@ class Engine:
         return dataclasses.replace(unpack(found, Path(name))[0], name=name, digest=None)
 
     def __call__(self, name: str, images: Tensor) -> Tensor:
-        """Logits of a task, shape (n, classes), for images (n, 3, h, w) that are prepared as it
-        wants them.
+        """Return a task's logits, shape (n, classes).
+
+        Args:
+            images: shape (n, 3, h, w), float32, prepared as the task's `preprocess` says.
 
         Raises:
-            KsmError: there is none of that name.
+            KsmError: there is no task of that name.
         """
         with self.using(name) as model, torch.no_grad():
             return model(images)
 
     @contextmanager
     def using(self, name: str) -> Generator[nn.Module]:
-        """The task as a plain module in evaluation mode, which stays this task's until the block
-        ends. Other threads that use the task meanwhile have the same module: do not change it.
+        """Yield the task as a plain module in evaluation mode, which stays this task's inside the
+        block. Other threads that use the task meanwhile have the same module: do not change it.
 
-        A thread that holds as many tasks as are kept, and asks for one more, waits for itself.
+        A thread that holds `keep` tasks and asks for one more waits for itself, for ever.
 
         Raises:
-            KsmError: there is none of that name.
+            KsmError: there is no task of that name.
         """
         folded = self._take(name)
+        assert folded.place is not None
         try:
-            yield folded.model
+            yield folded.place.model
         finally:
             with self._changed:
                 folded.users -= 1
@@ -153,10 +158,10 @@ class Engine:
                         old = self._folded.pop(idle[0])
                         break
                 self._changed.wait()
-            packed = self._tasks[name]
-            self._folded[name] = new = _Folded(self.backbone)
+            found = self._tasks[name]
+            self._folded[name] = new = _Folded()
         try:
-            new.fold(packed, old, Path(name))
+            new.place = self._placed(found, old, name)
         except BaseException:
             with self._changed:
                 self._folded.pop(name, None)
@@ -167,37 +172,33 @@ class Engine:
             self._changed.notify_all()
         return new
 
+    def _placed(self, found: Packed | Task, old: _Folded | None, name: str) -> Place:
+        """Fold a task into the module of `old` where that is possible, else into a new one."""
+        task = found if isinstance(found, Task) else unpack(found, Path(name))[0]
+        if old and old.place:
+            try:
+                if old.place.write(task):
+                    return old.place
+            except Exception:  # the fold below says what is wrong with the task
+                pass
+        return Place(self.backbone, task)
+
     def _check(self, name: str) -> None:
         if name not in self._tasks:
-            known = ", ".join(list(self._tasks)[:20]) or "none"
-            raise KsmError(f"no task {name!r} in the engine; the tasks there: {known}")
+            raise KsmError(
+                f"no task {name!r} in the engine; the tasks there: {listed(self._tasks)}"
+            )
 
 
+@dataclass
 class _Folded:
-    """A folded task: a module, and the way to write another task into it, where there is one."""
+    """A task that is folded, or being folded while not `ready`, and how many threads use it."""
 
-    def __init__(self, backbone: nn.Module) -> None:
-        self.backbone = backbone
-        self.model = backbone
-        self.place: Place | None = None
-        self.users = 1
-        self.ready = False
-
-    def fold(self, found: Packed | Task, old: _Folded | None, path: Path) -> None:
-        """Fold a task into the module of `old` where it fits there, else into a new one."""
-        if old and old.place and isinstance(found, Packed):
-            try:
-                if old.place.write(found):
-                    self.model, self.place = old.model, old.place
-                    return
-            except Exception:  # whatever is wrong with the task, a fold of its own tells best
-                pass
-        task = found if isinstance(found, Task) else unpack(found, path)[0]
-        self.model = task.on(self.backbone)
-        if isinstance(found, Packed):
-            self.place = Place.of(self.backbone, self.model, task, found)
+    place: Place | None = None
+    users: int = 1
+    ready: bool = False
 
 
 def _used(packed: Packed) -> Packed:
-    """The parts that running the task needs."""
+    """Leave out the parts that are not needed to run the task."""
     return Packed(packed.text, {k: v for k, v in packed.parts.items() if k != "history"})

@@ -11,23 +11,23 @@ from torch import Tensor, nn
 from ksm.core.names import listed
 from ksm.core.trunk import Rest
 from ksm.errors import KsmError
-from ksm.infer.all_tasks import AllTasks
+from ksm.infer.all_tasks import AllTasks, check_images
 from ksm.task import Task
 
 
 class Mixed:
     """Several tasks of one backbone, for batches whose images belong to different tasks.
 
-    The trunk that tasks share runs once for the images of all of them; what comes after it runs
-    for each task on the task's own images. Logits of an image are those of `task.on(backbone)` up
-    to rounding.
+    The trunk that tasks share runs once, for the images of all of them. The layers after the trunk
+    run for each task on the task's own images. Logits of an image are those of `task.on(backbone)`
+    up to rounding, if the network treats each image by itself, as networks in evaluation mode do.
 
-    Tensors stay where the backbone's are at this moment. Several threads may call it; their passes
-    run one after another.
+    Tensors stay on the device where the backbone's are when the object is made. Several threads may
+    call the object; their batches run one after another.
 
     Args:
         backbone: only read.
-        tasks: with names that differ.
+        tasks: with different names.
 
     Raises:
         KsmError: no task, two of one name, or a task of another backbone.
@@ -35,41 +35,54 @@ class Mixed:
 
     def __init__(self, backbone: nn.Module, tasks: Sequence[Task]) -> None:
         self._tasks = AllTasks(backbone, tasks)
-        self._names = [task.name for task in tasks]
         self._lock = threading.Lock()
 
     @torch.no_grad()
     def __call__(self, images: Tensor, names: Sequence[str]) -> list[Tensor]:
-        """Logits of each image by its own task.
+        """Return the logits of each image by its own task.
 
         Args:
-            images: shape (n, 3, h, w), float32, on the backbone's device, normalised as each
-                image's task wants it.
+            images: shape (n, 3, h, w), float32, on the backbone's device, each normalised for its
+                own task.
             names: the name of a task for each image.
 
         Returns:
             n tensors of shape (classes of the image's task,), in the order of the images.
 
         Raises:
-            KsmError: images of another shape, another number of names, or a name of no task here.
+            KsmError: images of another shape, another number of names, the name of an unknown
+                task, or a network whose outputs are no logits.
         """
-        if images.dim() != 4 or images.shape[1] != 3:
-            raise KsmError(f"images have shape {tuple(images.shape)}: expected (n, 3, h, w)")
+        check_images(images)
         if len(names) != len(images):
             raise KsmError(f"{len(names)} task names for {len(images)} images: give one an image")
-        if unknown := [name for name in names if name not in self._names]:
-            raise KsmError(f"no task {unknown[0]!r} here; the tasks are: {listed(self._names)}")
+        known = [task.name for task in self._tasks.tasks]
+        if unknown := set(names) - set(known):
+            raise KsmError(f"no task {min(unknown)!r} here; the tasks are: {listed(known)}")
         logits: dict[int, Tensor] = {}
         with self._lock:
             for group in self._tasks.groups(images.shape[1:]):
                 places = [i for i, name in enumerate(names) if name in group]
-                if not places:
-                    continue
-                mine = images if len(places) == len(images) else images[places]
-                first = next(iter(group.values()))
-                features = first.trunk(mine) if isinstance(first, Rest) else (mine,)
-                for name in dict.fromkeys(names[i] for i in places):
-                    rows = [row for row, i in enumerate(places) if names[i] == name]
-                    outputs = group[name](*(feature[rows] for feature in features))
-                    logits.update(zip((places[row] for row in rows), outputs, strict=True))
+                if places:
+                    found = _logits(group, images[places], [names[i] for i in places])
+                    logits.update(zip(places, found, strict=True))
         return [logits[i] for i in range(len(images))]
+
+
+def _logits(group: dict[str, nn.Module], images: Tensor, names: Sequence[str]) -> list[Tensor]:
+    """Return the logits of images whose tasks share a trunk, or of one task."""
+    first = group[names[0]]
+    features = first.trunk(images) if isinstance(first, Rest) else (images,)
+    logits: dict[int, Tensor] = {}
+    for name in dict.fromkeys(names):
+        rows = [row for row, other in enumerate(names) if other == name]
+        outputs = group[name](*(feature[rows] for feature in features))
+        if not isinstance(outputs, Tensor) or outputs.dim() != 2 or len(outputs) != len(rows):
+            model = first.model if isinstance(first, Rest) else first
+            kind = tuple(outputs.shape) if isinstance(outputs, Tensor) else type(outputs).__name__
+            raise KsmError(
+                f"{type(model).__name__} gives {kind} for {len(rows)} images: expected logits, a "
+                "tensor of shape (n, classes)"
+            )
+        logits.update(zip(rows, outputs, strict=True))
+    return [logits[row] for row in range(len(names))]
