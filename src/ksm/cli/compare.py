@@ -72,7 +72,7 @@ def compare(
                 return known
         raise KsmError(f"augment {value!r}: expected one of {', '.join(AUGMENTS)}")
 
-    rows = rows_named(methods.split(",") if methods else COMPARED)
+    rows = rows_named(methods or COMPARED)
     domains = tuple(
         Domain(folder.resolve().name, str(folder.resolve()), checked(augment)) for folder in folders
     )
@@ -145,7 +145,7 @@ def bench(
         "cifar100": (public.CIFAR100_ROWS, ""),
     }
     known, about = tables.get(protocol, (known_rows.ROWS, ""))
-    rows = known_rows.rows_named(methods.split(",") if methods else list(known), known)
+    rows = known_rows.rows_named(methods or list(known), known)
     split = "val" if protocol == "ablation" else "test"
     _go(chosen, rows, seeds, out or _default(chosen), processes, render, split, about)
 

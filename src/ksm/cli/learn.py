@@ -140,6 +140,7 @@ def learn(
         from ksm.train.size_budget import bytes_of, can_fit, fit_size
 
         chosen = make(method, recipe, **settings_of(set_ or []))
+        here.check_method(chosen)
         training = training_of(
             chosen,
             recipe,

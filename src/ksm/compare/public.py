@@ -1,4 +1,4 @@
-"""Protocols of the field (ImageNet-to-Sketch, CIFAR-100), and 22 small tasks to stand in for them."""
+"""Protocols of the field, ImageNet-to-Sketch and CIFAR-100, and 22 small tasks in their place."""
 
 from __future__ import annotations
 

@@ -1,10 +1,9 @@
 """Masks to bytes and back.
 
-A mask is a sequence of digits, one for each unit: 0 passes unchanged, the others name a factor. As
-many digits as fit go into a byte, so that a byte is one of few symbols, most of them the same, and
-an entropy coder (`ksm.bank.taskfile` uses zstandard's) finds the bits that are really needed: on trained
-masks within 1 to 6 % of the entropy, since the units of a layer are as good as independent.
-Unpacking is a look-up in a table, of two bytes at a time.
+A mask is a sequence of digits, one for each unit: 0 passes unchanged, the others name a factor. A
+byte holds as many digits as fit. Most bytes are then one of few values, and an entropy coder
+(`ksm.bank.taskfile` uses zstandard's) needs 1 to 6 % more than the entropy of trained masks.
+Unpacking looks digits up in a table, two bytes at a time.
 """
 
 import functools
