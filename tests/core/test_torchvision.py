@@ -1,4 +1,4 @@
-"""`import ksm.core._torchvision` mends a torchvision whose library cannot load, and only such a one.
+"""`import ksm.core._torchvision` mends a torchvision whose library cannot load, and no other.
 
 What is tested happens once a process, at import, so every test runs a fresh interpreter.
 """
