@@ -105,10 +105,8 @@ def read_caffemodel(path: Path) -> dict[str, Blobs]:
 
 
 def _timm_names(place: str) -> tuple[str, str]:
-    """Return the names of convolution and BatchNorm.
-
-    Of `stage1_block0_branch2a` these are `layer2.0.conv1` and `layer2.0.bn1`.
-    """
+    """Return the names of convolution and BatchNorm: `stage1_block0_branch2a` is `layer2.0.conv1`
+    and `layer2.0.bn1`."""
     if place == "1":
         return "conv1", "bn1"
     match = re.fullmatch(r"stage(\d)_block(\d)_(?:branch2([abc])|proj_shortcut)", place)

@@ -36,9 +36,7 @@ def _load_compiled_library() -> bool:
     try:
         importlib.import_module(f"{_PROBE}.extension")
     except (ImportError, RuntimeError):
-        return (
-            False  # another layout or a version clash, of which torchvision's own message says more
-        )
+        return False  # another layout or a version clash: torchvision's own message says more
     finally:
         for name in [name for name in sys.modules if name.split(".")[0] == _PROBE]:
             del sys.modules[name]
