@@ -1,5 +1,6 @@
 """Letters and digits, drawn in the fonts of Debian packages."""
 
+import functools
 import hashlib
 import re
 import string
@@ -105,6 +106,7 @@ def chosen(faces: Iterable[Face], also: str = "", most: int = _FACES_A_FAMILY) -
     return kept
 
 
+@functools.cache  # asked again for each script, and slow
 def is_text(face: Face) -> bool:
     """Tell whether the face draws all 62 characters, with small letters that are no capitals."""
     if _NO_TEXT.search(f"{face.family} {face.style}"):
