@@ -96,5 +96,7 @@ def test_a_version_clash_is_left_to_torchvision_to_tell(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("first", ["torchvision", "ksm.core._torchvision"])
 def test_the_order_of_imports_does_not_matter_when_healthy(tmp_path: Path, first: str) -> None:
-    code = f"import {first}\nimport ksm.core._torchvision as shim, torchvision; print(shim.declared)"
+    code = (
+        f"import {first}\nimport ksm.core._torchvision as shim, torchvision; print(shim.declared)"
+    )
     assert run(code, fake_torchvision(tmp_path, "healthy")) == "()"

@@ -16,7 +16,6 @@ from ksm import KSM, KsmError, Mixed, Task, add_task
 from ksm.methods._masked import layer_masks
 
 
-
 def narrow_vgg():
     """VGG without 120 million weights in its Linear layers."""
     network = torchvision.models.vgg11_bn(init_weights=False)
