@@ -123,6 +123,8 @@ def test_what_cannot_be_a_graph_is_told(colours):
     with pytest.raises(KsmError, match=r"CUDA graph .*not permitted when stream is capturing"):
         ksm.learn(Reads(), colours, name="x", size=32, head="fc",
                   training=Training(graph=True, batch=8, epochs=1))  # fmt: skip
+    torch.randn(2, device="cuda")  # random numbers and other graphs go on
+    assert learn(tiny(), colours, graph=True, batch=8, epochs=1).record["history"]
 
 
 def test_a_run_from_a_saved_state_goes_on_there(colours, backbone):
