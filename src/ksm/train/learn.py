@@ -22,7 +22,7 @@ from ksm.data.folder import Folder, Sample, scan, spread
 from ksm.data.load import MEMORY, Images, load
 from ksm.errors import KsmError
 from ksm.methods import Grow, Method, Outcome, make
-from ksm.task import Task, add_task, origin
+from ksm.task import Task, origin, task_model
 from ksm.train.callbacks import Callback
 from ksm.train.evaluate import evaluate
 from ksm.train.objective import Classification, balanced
@@ -99,15 +99,7 @@ def learn(
         grown = 1.0
         while True:
             try:
-                model = add_task(
-                    backbone,
-                    len(classes),
-                    method=method,
-                    head=description.head,
-                    size=description.preprocess.size,
-                    earlier=earlier,
-                    grown=grown,
-                )
+                model = task_model(backbone, description, len(classes), method, earlier, grown)
                 _check_outputs(model, len(classes), description)
                 placed = origin(model).method
                 callback.attached(placed.summary(model), placed.mask_from)
@@ -116,7 +108,7 @@ def learn(
                 break
             except Grow as wish:
                 grown = wish.size
-        task = Task.of(model, name, classes, preprocess=description.preprocess)
+        task = Task.of(model, name, classes)
     where = next(model.parameters()).device
     rounded = half or training.precision != "no"  # the task is used as it is stored
     task = task.halved() if half else task
