@@ -10,15 +10,17 @@ import ksm
 PUBLIC = [
     "AllTasks",
     "BN",
-    "CPG",
-    "KSM",
     "Bank",
+    "CPG",
+    "Callback",
     "Engine",
     "Finetune",
+    "KSM",
     "KsmError",
     "LoRA",
     "Method",
     "Mixed",
+    "Objective",
     "PackNet",
     "Piggyback",
     "Preprocess",
@@ -29,19 +31,27 @@ PUBLIC = [
     "Training",
     "add_task",
     "backbone",
+    "folded_weights",
     "learn",
     "parameter_groups",
     "predict",
+    "register_method",
 ]
 
 
 def test_public_names_are_these():
-    assert sorted(ksm.__all__) == sorted(PUBLIC) == sorted(ksm._HOMES)
+    assert sorted(ksm.__all__) == sorted([*PUBLIC, "__version__"])
     for name in PUBLIC:
         assert getattr(ksm, name).__doc__
     assert set(PUBLIC) <= set(dir(ksm))
-    with pytest.raises(AttributeError, match="no attribute 'nope'"):
+    with pytest.raises(AttributeError, match="No ksm attribute nope"):
         _ = ksm.nope
+
+
+def test_the_version_is_the_packages():
+    from importlib.metadata import version
+
+    assert ksm.__version__ == version("ksm")
 
 
 @pytest.mark.parametrize("command", ["import ksm", "import ksm.cli", "from ksm import KsmError"])

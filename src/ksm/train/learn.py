@@ -21,7 +21,7 @@ from ksm.data.folder import Folder, Sample, scan, spread
 from ksm.data.load import MEMORY, Images, load
 from ksm.errors import KsmError, reason_of
 from ksm.methods import Grow, Method, Outcome, make
-from ksm.task import Task, add_task, origin
+from ksm.task import Task, origin, task_model
 from ksm.train.callbacks import Callback
 from ksm.train.evaluate import evaluate
 from ksm.train.objective import Classification, balanced
@@ -93,15 +93,7 @@ def learn(
 
     def model_of(size: float) -> nn.Module:
         """Make the model, in a network of so many sizes of the backbone."""
-        model = add_task(
-            backbone,
-            len(found.classes),
-            method=method,
-            head=description.head,
-            size=description.preprocess.size,
-            earlier=earlier,
-            grown=size,
-        )
+        model = task_model(backbone, description, len(found.classes), method, earlier, grown=size)
         _check_outputs(model, len(found.classes), description)
         placed = origin(model).method
         callback.attached(placed.summary(model), placed.mask_from)
@@ -111,7 +103,7 @@ def learn(
     with torch.random.fork_rng(gpus):
         torch.manual_seed(training.seed)
         model, outcome = _trained(model_of, run)
-        task = Task.of(model, name, found.classes, preprocess=description.preprocess)
+        task = Task.of(model, name, found.classes)
     where = next(model.parameters()).device
     rounded = half or training.precision != "no"  # the task is used as it is stored
     task = task.halved() if half else task
