@@ -1,8 +1,11 @@
 """`ksm backbones`, `ksm methods`, `ksm data`; and methods from outside."""
 
+import os
+import subprocess
+
 import pytest
 
-from cli.commands import FAST, parsed
+from cli.commands import FAST, command, environment, parsed
 from ksm.backbones.packaged import PACKAGED
 from ksm.methods import registry
 
@@ -45,14 +48,17 @@ def test_methods_are_listed_with_where_they_are_from(home, works, outside):
     assert "mine" in shown and outside in shown and "arXiv 2009.05668" in shown
 
 
-def test_an_announced_method_that_cannot_be_imported_is_left_out(works, monkeypatch):
-    from importlib.metadata import EntryPoint
-
-    entry = EntryPoint("broken", "no_such_package:Method", registry.GROUP)
-    monkeypatch.setattr(registry, "_announced", lambda: {"broken": entry})
-    shown = works("methods")
-    assert "broken" not in shown.out and "ksm" in shown.out
-    assert shown.err.startswith("warning: left out: method 'broken'") and shown.err.count("\n") == 1
+def test_an_announced_method_that_cannot_be_imported_is_left_out(tmp_path):
+    info = tmp_path / "broken-1.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: broken\nVersion: 1\n")
+    (info / "entry_points.txt").write_text("[ksm.methods]\nbroken = no_such_package:Method\n")
+    there = environment()
+    there["PYTHONPATH"] += os.pathsep + str(tmp_path)
+    shown = subprocess.run(command("methods"), capture_output=True, text=True, env=there)
+    assert shown.returncode == 0 and "broken" not in shown.stdout and "ksm" in shown.stdout
+    assert shown.stderr.count("\n") == 1
+    assert shown.stderr.startswith("warning: left out: ") and "no_such_package" in shown.stderr
 
 
 def test_a_task_of_a_method_from_outside(home, works, refused, outside, monkeypatch):
@@ -60,15 +66,15 @@ def test_a_task_of_a_method_from_outside(home, works, refused, outside, monkeypa
     assert "mine" in works("tasks").out and "mine" in works("info", "new").out
 
     image = "images/red/0.png"
-    for command in (["eval", "new", "images"], ["predict", image, "--task", "new"]):
+    for words in (["eval", "new", "images"], ["predict", image, "--task", "new"]):
         monkeypatch.setattr(registry, "_registered", {})
-        assert "mine" in refused(*command)
-        works(*command, "--method", outside)
-    for command in (["predict", image, "--all"], ["which", image]):
+        assert "mine" in refused(*words)
+        works(*words, "--method", outside)
+    for words in (["predict", image, "--all"], ["which", image]):
         monkeypatch.setattr(registry, "_registered", {})
-        left = works(*command)
+        left = works(*words)
         assert "new" not in left.out and left.err.startswith("warning: left out: ")
-        whole = works(*command, "--top", "3", "--method", outside)
+        whole = works(*words, "--top", "3", "--method", outside)
         assert "new" in whole.out and whole.err == ""
     refused("eval", "new", "images", "--method", "outside_method:Nothing", told="Nothing")
 
