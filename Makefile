@@ -31,8 +31,9 @@ docs: .venv/ready          ## the documentation site, warnings are errors
 hooks: .venv/ready         ## the checks before each commit and push
 	$(BIN)/pre-commit install
 
-# Every cell is a file: a run that was stopped goes on where it was. The lines begin with "-" since
-# cpg, which may not grow, ends with a full network before the last task: an outcome, told as an error.
+# Every cell is a file: a run that was stopped goes on where it was. Lines with all rows begin with
+# "-", since the network of cpg, which may not grow, is full before the last task: that row ends with
+# an error.
 SMALL = $(BIN)/ksm bench five-domains --processes 2 --backbone $(1) --out results/five-domains/$(1)
 
 FIRST = ksm,ksm-everywhere,piggyback,piggyback+bn,bn,finetune,probe,random-mask
@@ -69,8 +70,9 @@ bench-use: .venv/ready     ## switching, shared trunk, mixed batches, unknown ta
 bench-step: .venv/ready    ## a step of resnet18 at 64 pixels against its rivals: a minute
 	$(BIN)/python benchmarks/step.py --quick
 
-bench-train: .venv/ready   ## steps, memory, a hundred tasks: half an hour
+bench-train: .venv/ready   ## steps, forms of the mask, memory, a hundred tasks: an hour
 	$(BIN)/python benchmarks/step.py
+	$(BIN)/python benchmarks/forms.py
 	$(BIN)/python benchmarks/memory.py
 	$(BIN)/python benchmarks/growth.py
 
