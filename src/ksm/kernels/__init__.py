@@ -163,6 +163,8 @@ def noted(forms: dict[str, str]) -> Generator[None]:
 
 
 def _note(form: Form) -> None:
+    if torch.compiler.is_compiling():  # torch.compile cannot trace a ContextVar
+        return
     forms = _noted.get()
     if forms is None:
         return
