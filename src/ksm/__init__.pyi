@@ -1,4 +1,4 @@
-from .backbones.names import backbone as backbone
+from .backbones.by_name import backbone as backbone
 from .bank.bank import Bank as Bank
 from .core.preprocess import Preprocess as Preprocess
 from .errors import KsmError as KsmError
@@ -6,7 +6,7 @@ from .infer.all_tasks import AllTasks as AllTasks
 from .infer.engine import Engine as Engine
 from .infer.mixed import Mixed as Mixed
 from .infer.predict import predict as predict
-from .methods._method import Method as Method
+from .methods.base import Method as Method
 from .methods.bn import BN as BN
 from .methods.cpg import CPG as CPG
 from .methods.finetune import Finetune as Finetune

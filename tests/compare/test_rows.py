@@ -12,7 +12,7 @@ from ksm.compare.chain import read
 from ksm.compare.protocol import Domain, Protocol, setup_of
 from ksm.compare.report import Results, markdown
 from ksm.compare.rows import ABLATION, ROWS, SIZES, rows_named
-from ksm.core.names import is_plain
+from ksm.core.task_names import is_plain
 from ksm.methods import make
 from making import forgotten, write_gates
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from ksm.bank.index import headers_of
 from ksm.bank.taskfile import SUFFIX, digest_of, read_header, read_link, write
 from ksm.core.atomic import reason
-from ksm.core.names import check_name, is_plain, listed
+from ksm.core.task_names import check_name, is_plain, listed
 from ksm.errors import KsmError
 
 if TYPE_CHECKING:

@@ -33,7 +33,7 @@ import zstandard
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import load, save
 
-from ksm.bank.method import PART, check_parts, check_source, method_of, source_of
+from ksm.bank.stored_method import PART, check_parts, check_source, method_of, source_of
 from ksm.core.atomic import write_atomically
 from ksm.errors import KsmError
 

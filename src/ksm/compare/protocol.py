@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from ksm.core.names import check_name
+from ksm.core.task_names import check_name
 from ksm.data.load import Augment
 from ksm.data.sets import SETS, get
 from ksm.errors import KsmError

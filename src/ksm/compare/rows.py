@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ksm.compare.protocol import Row
-from ksm.core.names import is_plain
+from ksm.core.task_names import is_plain
 from ksm.errors import KsmError
 from ksm.methods import make, method_class, registry
 

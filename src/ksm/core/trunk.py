@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ksm.core.swap import forward_of
+from ksm.core.forward import forward_of
 
 
 class Rest(nn.Module):

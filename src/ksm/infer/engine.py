@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from ksm.bank.taskfile import Packed, pack, read_packed, unpack
 from ksm.core.backbone import fingerprint
-from ksm.core.names import listed
+from ksm.core.task_names import listed
 from ksm.errors import KsmError
 from ksm.infer.hotswap import Place
 from ksm.task import Task

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from ksm.core.names import listed
+from ksm.core.task_names import listed
 from ksm.core.trunk import Rest
 from ksm.errors import KsmError
 from ksm.infer.all_tasks import AllTasks, check_images

@@ -11,7 +11,7 @@ from ksm.methods._layers import (
     parametrize_weights,
     trunk,
 )
-from ksm.methods._method import RESERVED, Course, Grow, Method, Outcome, Phase, Tensors
+from ksm.methods.base import RESERVED, Course, Grow, Method, Outcome, Phase, Tensors
 from ksm.methods.registry import make, method_class, register_method
 
 __all__ = [

@@ -16,7 +16,7 @@ from ksm.core.units import Granularity, Units, units_of
 from ksm.core.unpacking import Unpacking
 from ksm.errors import KsmError
 from ksm.methods._layers import hold_trunk, others, parametrizations, parametrize_weights
-from ksm.methods._method import Method, Tensors
+from ksm.methods.base import Method, Tensors
 
 Norms = Literal["task", "frozen"]
 

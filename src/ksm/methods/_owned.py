@@ -21,7 +21,7 @@ from ksm.core.pack import pack, unpack
 from ksm.core.widen import original_shape
 from ksm.errors import KsmError
 from ksm.methods._layers import parametrizations
-from ksm.methods._method import Method, Tensors
+from ksm.methods.base import Method, Tensors
 
 
 @dataclass(frozen=True)

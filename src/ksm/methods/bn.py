@@ -8,7 +8,7 @@ from torch import nn
 
 from ksm.core.clone import own_norms
 from ksm.methods._layers import hold_trunk
-from ksm.methods._method import Method, Tensors
+from ksm.methods.base import Method, Tensors
 
 
 @dataclass(frozen=True)

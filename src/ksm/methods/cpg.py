@@ -13,8 +13,8 @@ from ksm.core.clone import own, own_norms
 from ksm.core.widen import size_of
 from ksm.errors import KsmError
 from ksm.methods._layers import hold_trunk, others
-from ksm.methods._method import Course, Grow, Phase, Tensors
 from ksm.methods._owned import Full, OwnedWeight, Owning, own_weights, owned_weights
+from ksm.methods.base import Course, Grow, Phase, Tensors
 
 LADDER = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95)
 """Sparsities of the task's own weights that compacting goes through."""

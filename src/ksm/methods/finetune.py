@@ -11,7 +11,7 @@ from torch import nn
 from ksm.core.clone import is_norm, own
 from ksm.errors import KsmError
 from ksm.methods._layers import hold_trunk, others
-from ksm.methods._method import Method, Tensors
+from ksm.methods.base import Method, Tensors
 
 
 @dataclass(frozen=True)

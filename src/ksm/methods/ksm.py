@@ -18,7 +18,7 @@ from ksm.core.units import GRANULARITIES, Granularity, Units, units_of
 from ksm.errors import KsmError
 from ksm.methods._layers import parametrizations
 from ksm.methods._masked import LayerMask, Scored, ScoreMask
-from ksm.methods._method import Course, Phase, Tensors
+from ksm.methods.base import Course, Phase, Tensors
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from ksm.core.clone import own_norms
 from ksm.errors import KsmError
 from ksm.methods._layers import hold_trunk, others, parametrizations
 from ksm.methods._masked import Norms, check_norms
-from ksm.methods._method import Method, Tensors
+from ksm.methods.base import Method, Tensors
 
 
 @dataclass(frozen=True)

@@ -12,8 +12,8 @@ from ksm.core.clone import own_norms
 from ksm.errors import KsmError
 from ksm.methods._layers import hold_trunk, others
 from ksm.methods._masked import Norms, check_norms
-from ksm.methods._method import Course, Phase, Tensors
 from ksm.methods._owned import Owning, own_weights, owned_weights
+from ksm.methods.base import Course, Phase, Tensors
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ksm.core.units import Granularity
 from ksm.errors import KsmError
 from ksm.methods._masked import LayerMask, Scored, ScoreMask
-from ksm.methods._method import Tensors
+from ksm.methods.base import Tensors
 
 Values = Literal["binary", "ternary"]
 

@@ -7,7 +7,7 @@ from typing import ClassVar
 from torch import nn
 
 from ksm.methods._layers import hold_trunk
-from ksm.methods._method import Method, Tensors
+from ksm.methods.base import Method, Tensors
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ksm.core.units import GRANULARITIES, Granularity
 from ksm.errors import KsmError
 from ksm.methods._masked import LayerMask, Masked
-from ksm.methods._method import Tensors
+from ksm.methods.base import Tensors
 
 
 @dataclass(frozen=True)

@@ -19,9 +19,9 @@ from collections.abc import Mapping
 from importlib.metadata import EntryPoint, entry_points, packages_distributions, version
 from typing import Any, TypeVar
 
-from ksm.core.names import is_plain
+from ksm.core.task_names import is_plain
 from ksm.errors import KsmError
-from ksm.methods._method import Method
+from ksm.methods.base import Method
 
 GROUP = "ksm.methods"
 """The group of entry points, each `NAME = "package.module:Class"`."""

@@ -9,7 +9,7 @@ from typing import ClassVar
 from torch import nn
 
 from ksm.errors import KsmError
-from ksm.methods._method import Tensors
+from ksm.methods.base import Tensors
 from ksm.methods.finetune import Finetune
 
 

@@ -16,7 +16,7 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.utils.parametrize import is_parametrized
 from torch.utils.checkpoint import checkpoint
 
-from ksm.core.swap import forward_of
+from ksm.core.forward import forward_of
 from ksm.errors import KsmError
 
 

@@ -15,8 +15,8 @@ from torch import nn
 from ksm._version import __version__
 from ksm.backbones import backbone as backbone_by_name
 from ksm.core.backbone import Description, describe
-from ksm.core.names import check_name
 from ksm.core.preprocess import Preprocess
+from ksm.core.task_names import check_name
 from ksm.data.folder import Folder, Sample, scan, spread
 from ksm.data.load import MEMORY, Images, load
 from ksm.errors import KsmError, reason_of
