@@ -24,7 +24,6 @@ from .task import folded_weights as folded_weights
 from .task import parameter_groups as parameter_groups
 from .train.callbacks import Callback as Callback
 from .train.learn import learn as learn
-from .train.objective import Objective as Objective
 from .train.settings import Training as Training
 
 __version__: str

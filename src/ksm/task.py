@@ -72,8 +72,8 @@ def add_task(
         method: a `ksm.methods.Method`, or its name for the default settings.
         head: qualified name of the layer that the new head replaces; None for the backbone's known
             classifier, or else its last Linear.
-        size: side of the images in pixels, to find the module that a stride names; None for the
-            backbone's own.
+        size: side of the images in pixels: it decides which module a stride names, and the task
+            stores it; None for the backbone's own.
         earlier: the tasks that this one builds on, the oldest first (PackNet, CPG).
         grown: size of the network in sizes of the backbone (CPG); see `ksm.core.widen.widened`.
 
@@ -360,19 +360,24 @@ def folded_weights(task: Task, backbone: nn.Module) -> Iterator[tuple[str, Tenso
     network = backbone
     if size_of(backbone) != task.grown:
         network = widened(backbone, task.grown, task.backbone)
+    head = task.backbone.head
     modules = dict(network.named_modules())
     usual = next(network.parameters(), torch.empty(0))
+
+    def fitted(name: str, tensor: Tensor, copy: bool) -> Tensor:
+        parent, _, child = name.rpartition(".")
+        like = None if parent == head else getattr(modules.get(parent), child, None)
+        like = like if isinstance(like, Tensor) else usual  # as a new head is made
+        dtype = like.dtype if tensor.is_floating_point() else tensor.dtype
+        return tensor.detach().to(like.device, dtype, copy=copy)
+
     for key, tensor in task.tensors.items():
         if key.startswith("own/"):
             name = key.removeprefix("own/")
-            parent, _, child = name.rpartition(".")
-            like = getattr(modules.get(parent), child, None)  # a head's bias may be new
-            like = like if isinstance(like, Tensor) else usual
-            dtype = like.dtype if tensor.is_floating_point() else tensor.dtype
-            yield name, tensor.to(like.device, dtype, copy=True)
+            yield name, fitted(name, tensor, copy=True)
     earlier = [each.tensors for each in task.earlier]
-    for name, tensor in task.method.folded(network, task.backbone.head, task.tensors, earlier):
-        yield name, tensor.detach()
+    for name, tensor in task.method.folded(network, head, task.tensors, earlier):
+        yield name, fitted(name, tensor, copy=False)
 
 
 def _check_chain(method: Method, earlier: Sequence[Task], printed: str) -> None:

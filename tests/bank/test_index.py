@@ -8,7 +8,7 @@ import pytest
 import ksm.bank.index
 from ksm import Bank
 from ksm.bank.index import NAME
-from ksm.cli import _print_table
+from ksm.cli.tables import print_table
 from making import made
 
 
@@ -113,7 +113,7 @@ def test_a_folder_that_cannot_be_written_to_does_without(bank, monkeypatch):
 
 def test_a_long_table_has_the_cells_of_a_short_one(capsys):
     rows = [[f"task{n}", "x" * (n % 7), "猫"] for n in range(501)]
-    _print_table(["name", "long column", ""], rows)
+    print_table(["name", "long column", ""], rows)
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "name     long column"
     assert lines[4] == "task3    xxx          猫" and len(lines) == 502

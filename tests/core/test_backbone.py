@@ -84,8 +84,18 @@ def by_an_optimizer(backbone):
     torch.optim.SGD(backbone.parameters(), 0.1).step()
 
 
+def through_data(backbone):
+    backbone.stem.weight.data.mul_(0.5)
+
+
+def through_numpy(backbone):
+    backbone.stem.weight.detach().numpy()[...] *= 0.5
+
+
 CHANGES = [
     in_place,
+    through_data,
+    through_numpy,
     by_state_dict,
     by_assigned_state_dict,
     replaced,

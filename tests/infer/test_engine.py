@@ -318,3 +318,16 @@ def test_weights_that_torch_moves_are_found_again(images):
     backbone.share_memory()
     for task in (tasks[1], tasks[2], tasks[0]):
         assert torch.equal(engine(task.name, images), task.on(backbone)(images))
+
+
+def test_a_head_of_another_dtype_than_the_body_switches():
+    """A new head has the dtype of the body."""
+    backbone = tiny().double()
+    backbone.fc.float()
+    tasks = [learned(backbone, name, seed=seed) for seed, name in enumerate(["one", "two"])]
+    engine = Engine(backbone, keep=1)
+    for task in tasks:
+        engine.add(task)
+    images = torch.randn(2, 3, 32, 32, dtype=torch.float64)
+    for task in (*tasks, tasks[0]):
+        assert torch.equal(engine(task.name, images), task.on(backbone)(images))

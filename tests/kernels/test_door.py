@@ -17,7 +17,7 @@ CPU = not torch.cuda.is_available()
 @pytest.fixture(autouse=True)
 def once_more():
     """Lines are logged once a process: each test sees them afresh."""
-    kernels.say.cache_clear()
+    kernels._said.clear()
     kernels.triton_for.cache_clear()
     yield
     kernels.triton_for.cache_clear()

@@ -372,3 +372,27 @@ def test_a_file_imports_nothing(folder):
         lambda: stored_method({"name": "outside"}, "mine:Other"), "here is the name of mine:Out"
     )
     refused(lambda: stored_method({"name": "ksm"}, "mine:KSM"), "the name of ksm.methods.ksm:KSM")
+
+
+def test_a_fold_of_an_earlier_version_is_refused(folder):
+    @dataclass(frozen=True)
+    class Old(Method):
+        name = "old"
+
+        def fold(self, model, head, tensors, earlier=()):
+            """As in version 0.1."""
+
+    refused(lambda: register_method(Old), "'old'", "`fold`", "write `folded`")
+
+
+def test_a_file_does_not_import_another_class_that_is_announced(folder):
+    write(folder, "elsewhere", kind="Gate", name="gate")
+    install(folder, "a-gate", {"gate": "elsewhere:Gate"})
+    with pytest.raises(registry.UnknownMethod, match="of other:Mask"):
+        stored_method({"name": "gate"}, "other:Mask")
+    assert "elsewhere" not in sys.modules
+
+
+@pytest.mark.parametrize("lr", [0, -1, 0.0])
+def test_a_learning_rate_is_greater_than_0(lr):
+    refused(lambda: ksm.KSM(lr=lr), "lr", "greater than 0")

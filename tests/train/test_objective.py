@@ -8,10 +8,11 @@ from torch.nn import functional
 
 import ksm
 from conftest import tiny
-from ksm import Objective, Training
+from ksm import Training
 from ksm.methods import Phase
 from ksm.train.evaluate import evaluate
 from ksm.train.loop import fit
+from ksm.train.objective import Objective
 
 
 class Regression(Objective):
@@ -35,9 +36,6 @@ class Regression(Objective):
 
     def score(self, figures):
         return figures["r2"]
-
-    def prediction(self, outputs):
-        return outputs
 
 
 class Terrain:

@@ -13,6 +13,7 @@ import ksm
 from conftest import PREPROCESS, tiny
 from ksm import KSM, Training
 from ksm.data.load import Images
+from ksm.task import snapshot
 from ksm.train.loop import fit
 from ksm.train.objective import Classification
 
@@ -40,6 +41,10 @@ def trained(method, settings, kept_after=None, saved=None, seed=0):
     phase = dataclasses.replace(next(method.phases(model, "fc", EPOCHS)), epochs=EPOCHS)
     best, files = [], {}
 
+    def keep_best(score, record):
+        best.append(record["epoch"])
+        return snapshot(model)
+
     def keep(state):
         files[state.epoch] = io.BytesIO()
         torch.save(state.state_dict(model), files[state.epoch])
@@ -52,7 +57,7 @@ def trained(method, settings, kept_after=None, saved=None, seed=0):
         settings,
         Classification(3),
         saved=saved,
-        on_best=lambda score, record: best.append(record["epoch"]),
+        on_best=keep_best,
         on_state=keep,
     )
     tensors = {name: tensor.clone() for name, tensor in model.state_dict().items()}
@@ -97,7 +102,18 @@ def test_a_run_from_a_saved_state_ends_in_the_same_bits(name, after):
     assert others_best == [epoch for epoch in best if epoch > after]
     assert list(later) == [epoch for epoch in files if epoch > after]
     assert other.stopped == history.stopped
+    assert other.kept.keys() == history.kept.keys()
+    for key, tensor in history.kept.items():  # of the best epoch, which may lie before the cut
+        assert torch.equal(other.kept[key], tensor), key
     assert other.seconds > history.epochs[after - 1]["seconds"]
+
+
+def test_a_state_of_another_model_is_refused():
+    *_, files = trained(KSM(), Training(batch=8))
+    files[1].seek(0)
+    saved = torch.load(files[1], weights_only=False)
+    with pytest.raises(ksm.KsmError, match="saved state is that of another model"):
+        trained(KSM(granularity="channel"), Training(batch=8), saved=saved)
 
 
 def without_times(records):

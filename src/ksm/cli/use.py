@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -181,12 +182,16 @@ def _tasks_of(bank: Bank) -> list[Task]:
     return found
 
 
-def _by_backbone(tasks: list[Task], name: str | None) -> list[tuple[nn.Module, list[Task]]]:
-    """Return each backbone with its tasks; all tasks with the one of that name, where given."""
+def _by_backbone(tasks: list[Task], name: str | None) -> Iterator[tuple[nn.Module, list[Task]]]:
+    """Yield each backbone with its tasks; all tasks with the one of that name, where given.
+
+    Only one backbone is in memory at a time, where the caller keeps none.
+    """
     groups: dict[str, list[Task]] = {}
     for task in tasks:
         groups.setdefault(task.backbone.name if name is None else name, []).append(task)
-    return [(_backbone_of(same[0], name), same) for same in groups.values()]
+    for same in groups.values():
+        yield _backbone_of(same[0], name), same
 
 
 def _backbone_of(task: Task, name: str | None) -> nn.Module:

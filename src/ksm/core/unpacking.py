@@ -24,9 +24,9 @@ class _Stretch:
 
     Args:
         first, last: bytes.
-        repeat: see `Layout`.
+        repeat: see `Units`.
         rows: where the factors are written.
-        masks: the layer's cut, its factors there, and what `Layout.spread` makes of them where that
+        masks: the layer's cut, its factors there, and what `Units.spread` makes of them where that
             is the same memory.
         table: which row of the factors' values is theirs, where layers have their own.
     """

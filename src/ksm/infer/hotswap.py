@@ -49,7 +49,7 @@ class Place:
         left = dict(self._tensors)
         for name, tensor in folded_weights(task, self._network):
             old = left.pop(name, None)
-            if old is None or old.shape != tensor.shape:
+            if old is None or (old.shape, old.dtype) != (tensor.shape, tensor.dtype):
                 return False
             old.data = tensor
         return not left

@@ -35,9 +35,16 @@ ONLY: Form | None = None
 GPUS = ("cuda",)
 """Kinds of devices for which Triton compiles."""
 
-say = functools.cache(logging.getLogger("ksm").info)
-"""Log a line at the level INFO, once a process: masks are asked for at each step."""
+_log = logging.getLogger("ksm")
+_said: set[str] = set()
 _noted: ContextVar[dict[str, str] | None] = ContextVar("noted", default=None)
+
+
+def say(line: str) -> None:
+    """Log a line at the level INFO, once after logging is on: masks are asked for at each step."""
+    if line not in _said and _log.isEnabledFor(logging.INFO):
+        _said.add(line)
+        _log.info(line)
 
 
 def soft_mask(
@@ -100,7 +107,6 @@ def grouped(
     if group is None:
         yield
         return
-    _note("triton")
     with hooked(model, group):
         yield
 
@@ -130,7 +136,12 @@ def _group(members: Sequence[Member], *, scaling: Scaling, **settings: float) ->
     if not taken:
         return None
     make = kernels.AllMasked([layers[each] for each in taken], scaling=scaling, **settings)
-    return Group(taken, make)
+
+    def noting() -> Sequence[Tensor]:
+        _note("triton")
+        return make()
+
+    return Group(taken, noting)
 
 
 @functools.cache

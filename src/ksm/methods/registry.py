@@ -20,7 +20,7 @@ from importlib.metadata import EntryPoint, entry_points, packages_distributions,
 from typing import Any, TypeVar
 
 from ksm.core.task_names import is_plain
-from ksm.errors import KsmError
+from ksm.errors import KsmError, reason_of
 from ksm.methods.base import Method
 
 GROUP = "ksm.methods"
@@ -125,7 +125,7 @@ def make(name: str, recipe: str = "default", **settings: Any) -> Method:
     except KsmError:
         raise
     except Exception as error:  # a class from outside checks its settings as it likes
-        raise KsmError(f"method {name}: {_line(error)}") from error
+        raise KsmError(f"method {name}: {reason_of(error)}") from error
 
 
 def stored_method(
@@ -147,7 +147,7 @@ def stored_method(
     if not isinstance(name, str) or ":" in name:
         raise KsmError(f"{name!r} is no name of a method")
     if source is not None:
-        found = _known(name)
+        found = None if _announced_as_another(name, source) else _known(name)
         here = source_of(found) if found else None
         if here is None or here.rpartition(":")[2] != source.rpartition(":")[2]:
             here = f"here is the name of {_place(found)}" if found else "is not known here"
@@ -157,6 +157,14 @@ def stored_method(
                 "ksm.register_method"
             )
     return make(**settings)
+
+
+def _announced_as_another(name: str, source: str) -> bool:
+    """Whether an installed package, not imported yet, announces another class by that name."""
+    if name in _built_in() or name in _registered:
+        return False
+    classes = {_value(entry).rpartition(":")[2] for entry in _announced(name)}
+    return bool(classes) and source.rpartition(":")[2] not in classes
 
 
 class UnknownMethod(KsmError):
@@ -190,7 +198,7 @@ def check_loadable(method: Method) -> None:
     except (TypeError, ValueError, KsmError) as error:
         raise KsmError(
             f"a task of method {method.name!r} could not be loaded again: its settings "
-            f"{settings} do not come back from JSON: {_line(error)}"
+            f"{settings} do not come back from JSON: {reason_of(error)}"
         ) from error
     if again != method:
         raise KsmError(
@@ -210,7 +218,7 @@ def _known(name: str) -> type[Method] | None:
     try:
         kind = entries[0].load()
     except Exception as error:  # the code of another package runs here
-        raise KsmError(f"method {name!r} of {_value(entries[0])}: {_line(error)}") from error
+        raise KsmError(f"method {name!r} of {_value(entries[0])}: {reason_of(error)}") from error
     if (own := _checked_name(kind)) != name:
         raise KsmError(f"entry point {name!r} is of {_value(entries[0])}, whose name is {own!r}")
     return register_method(kind)
@@ -249,8 +257,8 @@ def _imported(reference: str) -> Any:
         return operator.attrgetter(name)(importlib.import_module(module))
     except Exception as error:  # the user's code runs here
         raise KsmError(
-            f"method {reference}: {_line(error)}; expected package.module:Class, importable from "
-            "here"
+            f"method {reference}: {reason_of(error)}; expected package.module:Class, importable "
+            "from here"
         ) from error
 
 
@@ -267,6 +275,11 @@ def _checked_name(kind: Any) -> str:
             f"{_place(kind) if isinstance(kind, type) else repr(kind)} is no method: expected a "
             "class that derives from ksm.Method, with a text as its class attribute `name`"
         )
+    if callable(getattr(kind, "fold", None)) and "folded" not in own:
+        raise KsmError(
+            f"method {name!r} of {_place(kind)} has a `fold`, as of ksm 0.1: write `folded`, which "
+            "yields the names and values of the weights"
+        )
     if options is None or not options.frozen:
         raise KsmError(f"method {name!r}: expected @dataclass(frozen=True) on {_place(kind)}")
     if not is_plain(name):
@@ -282,10 +295,6 @@ def _place(kind: type) -> str:
 
 def _value(entry: EntryPoint) -> str:
     return f"{entry.module}:{entry.attr}"
-
-
-def _line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def _fits(value: object, field: dataclasses.Field[Any]) -> bool:

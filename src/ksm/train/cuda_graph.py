@@ -76,9 +76,9 @@ class Recorded:
                 self.made = self.work(*self.inputs)
         except RuntimeError as error:
             torch.cuda.set_stream(here)  # torch does not, where the recording's end fails
-            # Nor does torch then tell its random generator that nothing is recorded any more.
-            generator = torch.cuda.default_generators[torch.cuda.current_device()]
-            generator.graphsafe_set_state(generator.clone_state())
+            # Nor does torch then tell its random generators that nothing is recorded any more.
+            for generator in torch.cuda.default_generators:
+                generator.graphsafe_set_state(generator.clone_state())
             first: BaseException = error  # which hides why
             while first.__context__ and first.__context__ is not before:
                 first = first.__context__

@@ -17,7 +17,6 @@ from accelerate.state import AcceleratorState
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from ksm import kernels
 from ksm.data.features import Examples
 from ksm.errors import KsmError
 from ksm.methods import Phase
@@ -66,14 +65,15 @@ class History:
         epochs: a record for each.
         stopped: why the run was cut short; None: it was not.
         seconds: that it took.
-        forms: of the computation in the training steps, see `ksm.kernels`: `mask`, where there are
-            masks, with the `triton` version, and `memory_format`.
+        memory_format: the order of the images' values in training, such as `channels_last`.
+        kept: what `on_best` returned for the best epoch; None: there was none.
     """
 
     epochs: list[dict[str, Any]]
     stopped: str | None
     seconds: float
-    forms: dict[str, str]
+    memory_format: str
+    kept: Any
 
 
 def fit(
@@ -86,7 +86,7 @@ def fit(
     *,
     done: int = 0,
     saved: dict[str, Any] | None = None,
-    on_best: Callable[[float, dict[str, Any]], None],
+    on_best: Callable[[float, dict[str, Any]], Any],
     on_epoch: Callable[[dict[str, Any]], None] = lambda record: None,
     on_step: Callable[[Progress], None] = lambda progress: None,
     on_state: Callable[[State], None] = lambda state: None,
@@ -102,7 +102,7 @@ def fit(
         done: epochs of earlier phases; the records count on from there.
         saved: from `State.state_dict`, of the same phase: the run goes on from there.
         on_best: called with the score and the epoch's record when the model is the best so far,
-            in evaluation mode.
+            in evaluation mode. What it returns is kept in the state, for `History.kept`.
         on_epoch: called with each epoch's record.
         on_step: called a few times a second, and after an epoch's last step.
         on_state: called after each epoch, when the state can be saved.
@@ -135,7 +135,7 @@ def fit(
             key = score, -figures["loss"]
             may_be_best = not phase.last or state.epoch == phase.epochs
             if may_be_best and (state.best is None or key > state.best):
-                on_best(score, record)
+                state.kept = on_best(score, record)
                 state.best, state.best_epoch = key, state.epoch
             on_epoch(record)
             on_state(state)
@@ -147,7 +147,8 @@ def fit(
             "or train with checkpointing"
         ) from error
     run.accelerator.free_memory()
-    return History(state.records, stopped, run.seconds, run.forms)
+    memory_format = str(run.memory_format).removeprefix("torch.")
+    return History(state.records, stopped, run.seconds, memory_format, state.kept)
 
 
 class _Run:
@@ -190,7 +191,6 @@ class _Run:
         self.model, self.loader, *self.optimizers = prepared
         if saved is not None:
             self.state.load_state_dict(self.model, saved)
-        self.forms: dict[str, str] = {}
         self.began = time.perf_counter() - self.state.seconds
 
     @property
@@ -200,9 +200,7 @@ class _Run:
 
     @cached_property
     def memory_format(self) -> torch.memory_format:
-        found = memory_format_of(self.model, self.train.shape)
-        self.forms["memory_format"] = str(found).removeprefix("torch.")
-        return found
+        return memory_format_of(self.model, self.train.shape)
 
     def out_of_patience(self) -> str | None:
         """Say why the run stops here; None: it goes on."""
@@ -219,7 +217,6 @@ class _Run:
         twice = checkpointed(self.model) if self.settings.checkpointing else nullcontext()
         with (
             ordered(self.model, memory_format),
-            kernels.noted(self.forms),
             self.phase.during(),
             twice,
         ):

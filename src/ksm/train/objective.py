@@ -12,7 +12,7 @@ from torch.nn import functional
 
 
 class Objective(ABC):
-    """The loss of a batch, the figures of a split, and the meaning of a head's outputs.
+    """The loss of a batch, the figures of a split, and which figures are better.
 
     Args:
         outputs: of the head.
@@ -46,10 +46,6 @@ class Objective(ABC):
     @abstractmethod
     def score(self, figures: dict[str, Any]) -> float:
         """Return the number by which epochs are compared; larger is better."""
-
-    @abstractmethod
-    def prediction(self, outputs: Tensor) -> Tensor:
-        """Return what outputs (n, outputs) mean to a user: probabilities, or values."""
 
     def to(self, device: torch.device) -> Objective:
         """Return the objective with its tensors on the device."""
@@ -103,10 +99,6 @@ class Classification(Objective):
 
     def score(self, figures: dict[str, Any]) -> float:
         return figures["accuracy"]
-
-    def prediction(self, outputs: Tensor) -> Tensor:
-        """Return probabilities (n, classes)."""
-        return outputs.softmax(1)
 
 
 def balanced(labels: Tensor) -> Tensor:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import logging
 import time
+from collections.abc import Generator
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from ksm import kernels
 from ksm.core.trunk import split
 from ksm.data.features import KEPT, Examples, Features
 from ksm.data.load import Images
@@ -45,7 +49,8 @@ class Run:
         seconds: of training, in all.
         parameters: how many numbers are trained.
         trunk: whether the trunk's outputs are kept, or why not.
-        forms: of the computation in the training steps; see `ksm.train.loop.History`.
+        forms: of the computation in the training steps; `mask` and `triton` as in
+            `ksm.kernels.noted`, and `memory_format`.
     """
 
     def __init__(
@@ -152,17 +157,23 @@ class Run:
     def _fit(self, model: nn.Module, phase: Phase, trained: Trained) -> tuple[Outcome | None, bool]:
         """Train for a phase; return its outcome, in which the model then is, and whether the phase
         was interrupted."""
-        best: list[Outcome] = []
 
-        def keep(score: float, record: dict[str, Any]) -> None:
-            best[:] = [Outcome(score, snapshot(model), record)]
+        def keep(score: float, record: dict[str, Any]) -> Outcome:
+            return Outcome(score, snapshot(model), record)
+
+        @contextmanager
+        def during() -> Generator[None]:
+            # A block that is computed twice makes its masks alone; the others need no group.
+            group = nullcontext() if self.training.checkpointing else phase.during()
+            with kernels.noted(self.forms), group:
+                yield
 
         if phase.start is not None:
             restore(model, phase.start)
         part, train, val = trained
         history = fit(
             part,
-            phase,
+            dataclasses.replace(phase, during=during),
             train,
             val,
             self.training,
@@ -175,8 +186,9 @@ class Run:
         self.epochs += history.epochs
         self.seconds += history.seconds
         self.stopped = history.stopped or self.stopped
-        self.forms |= history.forms
-        if not best:
+        self.forms["memory_format"] = history.memory_format
+        best: Outcome | None = history.kept
+        if best is None:
             return None, True
-        restore(model, best[0].state)
-        return best[0], history.stopped == "interrupted"
+        restore(model, best.state)
+        return best, history.stopped == "interrupted"

@@ -11,6 +11,8 @@ import numpy as np
 import torch
 from torch import nn
 
+from ksm.errors import KsmError
+
 FUSED = ("cpu", "cuda", "mps", "xpu", "hpu", "mtia")
 """Devices on which torch takes an optimizer's step in one kernel."""
 
@@ -29,6 +31,7 @@ class State:
         epoch: number of epochs that are done.
         best: score and negative loss of the best epoch; None before there is one.
         best_epoch: its number, counted from 1; 0 before there is one.
+        kept: what `fit` was given to keep of the best epoch, such as a copy of the model then.
         records: of the epochs that are done.
         seconds: of training, in all.
     """
@@ -39,6 +42,7 @@ class State:
     epoch: int = 0
     best: tuple[float, float] | None = None
     best_epoch: int = 0
+    kept: Any = None
     records: list[dict[str, Any]] = field(default_factory=list[dict[str, Any]])
     seconds: float = 0.0
 
@@ -65,8 +69,18 @@ class State:
         """Put back what `state_dict` returned, into the model too.
 
         The model's tensors that differ get new memory, since theirs may be the backbone's.
+
+        Raises:
+            KsmError: the state is that of a model with other tensors.
         """
-        for name, tensor in model.state_dict(keep_vars=True).items():
+        tensors = model.state_dict(keep_vars=True)
+        shapes = {name: tensor.shape for name, tensor in tensors.items()}
+        if shapes != {name: value.shape for name, value in saved["model"].items()}:
+            raise KsmError(
+                "the saved state is that of another model: make the model with the same method, "
+                "settings and number of classes"
+            )
+        for name, tensor in tensors.items():
             value = saved["model"][name].to(tensor.device)
             if not torch.equal(tensor, value):
                 tensor.data = value.clone()
@@ -84,7 +98,7 @@ class State:
             setattr(self, name, copy.copy(saved[name]))
 
 
-_PROGRESS = ("epoch", "best", "best_epoch", "records", "seconds")
+_PROGRESS = ("epoch", "best", "best_epoch", "kept", "records", "seconds")
 
 
 def optimizers_of(
