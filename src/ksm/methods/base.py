@@ -123,8 +123,8 @@ class Method:
             if isinstance(value, list):  # as JSON gives a tuple
                 object.__setattr__(self, name, tuple(value))
             elif isinstance(field.default, float) and type(value) is int:
-                object.__setattr__(self, name, value := float(value))
-            if name.endswith("lr") and not 0 < value < math.inf:
+                object.__setattr__(self, name, float(value))
+            if name.endswith("lr") and not 0 < float(getattr(self, name)) < math.inf:
                 raise KsmError(f"{name} {value}: expected a number greater than 0")
         start: Any = self.mask_from
         if not isinstance(start, str | None):
