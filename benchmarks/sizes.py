@@ -9,31 +9,29 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from measuring import untrained, write
 from torch import nn
-from torchvision.models import resnet18, resnet50, vgg16_bn
 
 import ksm
 from ksm import KSM, Task, Training
-from ksm.compare.report import table
-from ksm.data.sets import get
-from ksm.core.text import percent, size
-from ksm.train.size_budget import size_of
 from ksm.bank.taskfile import pack
+from ksm.compare.report import table
+from ksm.core.text import percent, size
+from ksm.data.sets import get
+from ksm.train.size_budget import size_of
 
-NETWORKS: dict[str, Callable[[], nn.Module] | None] = {
-    "resnet50_1by2": None,
-    "mobilenetv2": None,
-    "tf_efficientnet_lite0": None,
-    "resnet18": lambda: resnet18(weights=None),
-    "resnet50": lambda: resnet50(weights=None),
-    "vgg16_bn": lambda: vgg16_bn(weights=None),
+NETWORKS = {
+    "resnet50_1by2": True,
+    "mobilenetv2": True,
+    "tf_efficientnet_lite0": True,
+    "torchvision:resnet18": False,
+    "torchvision:resnet50": False,
+    "torchvision:vgg16_bn": False,
 }
-"""None: pretrained, by its name in ksm."""
+"""Names in ksm, and whether pretrained weights are at hand."""
 METHODS = {
     "ksm": KSM(mask_from=None),
     "ksm, pointwise 4": KSM(mask_from=None, pointwise=4),
@@ -71,13 +69,13 @@ def main() -> None:
     known: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
     found: dict[str, Any] = {"epochs": epochs}
     rows: list[list[str]] = []
-    for network, make in NETWORKS.items():
-        backbone = ksm.backbone(network) if make is None else make()
+    for network, pretrained in NETWORKS.items():
+        backbone = ksm.backbone(network, pretrained=pretrained)
         for name, method in METHODS.items():
-            key = f"{network}, {name}"
+            key = f"{network.rpartition(':')[2]}, {name}"
             if known.get("epochs") == epochs and key in known:  # goes on where it was stopped
                 facts = known[key]
-            elif make is None:
+            elif pretrained:
                 facts = facts_of(learned(backbone, method, epochs), True)
             else:
                 facts = facts_of(untrained(backbone, DOMAIN, method), False)

@@ -11,75 +11,76 @@ import json
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 import torch
 from measuring import Times, in_turns, ms, over, untrained, write
-from safetensors.torch import load
 from torch import nn
-from torchvision.models import resnet18, resnet50
 
 import ksm
-from ksm import KSM, Bank
+from ksm import KSM, Bank, Engine
+from ksm.bank.taskfile import pack, unpack
 from ksm.compare.report import table
 from ksm.core.text import size
 from ksm.core.unpacking import Unpacking
-from ksm.infer.hotswap import Place
-from ksm.bank.taskfile import pack, unpack
 
-NETWORKS: dict[str, Callable[[], nn.Module]] = {
-    "resnet50_1by2": lambda: ksm.backbone("resnet50_1by2"),
-    "resnet18": lambda: resnet18(weights=None),
-    "resnet50": lambda: resnet50(weights=None),
-}
-METHODS = {
-    "ksm": KSM(mask_from=None),
-    "ksm, pointwise 4": KSM(mask_from=None, pointwise=4),
-}
+NETWORKS = ("resnet50_1by2", "torchvision:resnet18", "mobilenetv2")
+METHODS = {"from stride 16": KSM(), "from the input": KSM(mask_from=None)}
 MANY = 1000
 
 
 @torch.no_grad()
 def switching(backbone: nn.Module, method: KSM, repeats: int) -> tuple[Times, Times]:
-    """Seconds of each way from one task to another: one after another, and each after the task
-    that is switched from classified some images."""
+    """Time each way from one task to another, in seconds: one after another, and each after the
+    task that is switched from classified some images."""
     tasks = [untrained(backbone, f"t{i}", method) for i in range(2)]
-    packed = [pack(task) for task in tasks]
-    first = unpack(packed[0], Path("t0"))[0]
-    place = Place.of(backbone, first.on(backbone), first, packed[0])
-    if place is None or not place.write(packed[1]):
-        raise RuntimeError("these tasks do not switch in place")
-    tensors = load(packed[0].unpack("mask"))
-    values = method.factor_values(tensors)
-    unpacking = Unpacking([method.cut(layer) for layer in place.layers], values)
-    masks = [mask.clone() for mask in unpacking.masks(tensors["mask/units"], values)]
+    packed = pack(tasks[0])
+    engine = Engine(backbone, keep=1)
+    for task in tasks:
+        engine.add(task)
+    model, method, head = tasks[0].on(backbone), tasks[0].method, tasks[0].backbone.head
+    layers = method.layers(model, head)
+    folded = [layer.weight for layer in layers.values()]
+    frozen = [backbone.get_submodule(name).weight for name in layers]
+    values = method.factor_values(tasks[0].tensors)
+    unpacking = Unpacking([method.cut(layer) for layer in layers.values()], values)
+    masks = [m.clone() for m in unpacking.masks(tasks[0].tensors["mask/units"], values)]
     turn = 0
 
-    def from_packed() -> None:
+    def switch() -> None:
         nonlocal turn
         turn = 1 - turn
-        place.write(packed[turn])
+        with engine.using(f"t{turn}"):
+            pass
 
     def copy() -> None:
-        for frozen, folded in zip(place.frozen, place.folded, strict=True):
-            folded.copy_(frozen)
+        for theirs, mine in zip(frozen, folded, strict=True):
+            mine.copy_(theirs)
 
     def from_mask() -> None:
-        for frozen, folded, mask in zip(place.frozen, place.folded, masks, strict=True):
-            torch.mul(frozen, mask, out=folded)
+        for theirs, mine, mask in zip(frozen, folded, masks, strict=True):
+            torch.mul(theirs, mask, out=mine)
 
-    works = {"copy": copy, "from mask": from_mask, "from packed": from_packed}
-    found = in_turns(works, repeats)
-    found |= in_turns({"new fold": lambda: first.on(backbone)}, 3)
+    works = {
+        "copy": copy,
+        "from mask": from_mask,
+        "switch": switch,
+        "new fold": lambda: unpack(packed, Path("t0"))[0].on(backbone),
+    }
     images = torch.randn(32, 3, 64, 64)
-    return found, in_turns(works, repeats // 2, before=lambda: place.model(images))
+
+    def use() -> None:
+        model(images)
+        with engine.using(f"t{turn}") as used:
+            used(images)
+
+    return in_turns(works, repeats), in_turns(works, max(1, repeats // 2), before=use)
 
 
 def memory(folder: Path) -> dict[str, int]:
-    """Bytes that a process of its own takes with the backbone, and with `MANY` tasks more."""
+    """Count the bytes that a process takes with the backbone, and with `MANY` tasks more."""
     script = (
         "import json, sys\n"
         "import ksm\n"
@@ -99,7 +100,7 @@ def memory(folder: Path) -> dict[str, int]:
 
 
 def many(method: KSM) -> dict[str, int]:
-    """`memory`, with the sizes of the files."""
+    """Return `memory` and the size of a file."""
     backbone = ksm.backbone("resnet50_1by2")
     with tempfile.TemporaryDirectory() as folder:
         path = Bank(folder).save(untrained(backbone, "t0", method))
@@ -115,8 +116,8 @@ def main() -> None:
     repeats = arguments.parse_args().repeats
     found: dict[str, Any] = {"switching": {}}
     rows: list[list[str]] = []
-    for network, make in NETWORKS.items():
-        backbone = make().eval()
+    for network in NETWORKS:
+        backbone = ksm.backbone(network, pretrained=":" not in network)
         for name, method in METHODS.items():
             times, used = switching(backbone, method, repeats)
             found["switching"][f"{network}, {name}"] = {"alone": times, "after use": used}
@@ -125,28 +126,26 @@ def main() -> None:
                 rows[-1] += [
                     ms(each["copy"]),
                     over(each["from mask"], each["copy"]),
-                    over(each["from packed"], each["copy"]),
-                    ms(each["from packed"]),
+                    over(each["switch"], each["copy"]),
+                    ms(each["switch"]),
+                    over(each["switch"], each["new fold"]),
                 ]
             rows[-1].append(f"{1000 * median(times['new fold']):.0f}")
-    found["memory"] = many(KSM(mask_from=None))
+    found["memory"] = many(KSM())
     grown = found["memory"]["with tasks"] - found["memory"]["backbone"]
     files = MANY * found["memory"]["file"]
     about = (
-        "# Switching\n\nFrom one task to another in an `Engine`; ms, median and middle half. "
-        "Ratios are to a copy of the masked weights in the same turn. `used`: before each, the "
-        "task that is switched from classified 32 images of 64 pixels, as in use; without, the "
-        "same memory is written again and again, and a small network's weights stay in the "
-        "processor's cache. `new fold`: a new module, with `Task.on`.\n\n"
+        "# Switching\n\nFrom one task to another in an `Engine` that keeps one task folded; ms, "
+        "median and middle half. Ratios are taken in the same turn: to a copy of the masked "
+        "weights, and to a new module with `Task.on` (`new fold`). `used`: before each, the task "
+        "that is switched from classified 32 images of 64 pixels, as in use; without, the same "
+        "memory is written again and again, and a small network's weights stay in the processor's "
+        "cache.\n\n"
         f"Memory: {MANY} registered tasks took {size(grown)} more, {grown / files:.3f} of the "
         f"bytes of their files ({size(files)})."
     )
-    head = [
-        "network, masks",
-        "copy", "from mask / copy", "from packed / copy", "from packed",
-        "used: copy", "from mask / copy", "from packed / copy", "from packed",
-        "new fold",
-    ]  # fmt: skip
+    columns = ["copy", "from mask / copy", "switch / copy", "switch", "switch / new fold"]
+    head = ["network, masks", *columns, f"used: {columns[0]}", *columns[1:], "new fold"]
     write(Path("results/speed/switching"), found, f"{about}\n\n{table(head, rows)}")
 
 

@@ -19,9 +19,9 @@ from torch.nn import functional
 
 import ksm
 from ksm import KSM, AllTasks, add_task, parameter_groups
+from ksm.compare.metrics import paired
 from ksm.compare.report import Results, table, text
 from ksm.core.text import size
-from ksm.compare.metrics import paired
 from ksm.core.trunk import split
 
 BACKBONE, PIXELS, CLASSES, TASKS, BATCH = "resnet50_1by2", 64, 8, 5, 32

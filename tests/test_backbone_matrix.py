@@ -29,7 +29,7 @@ BACKBONES = {
     "mobilenetv3_small_100": lambda: timm.create_model("mobilenetv3_small_100"),
     "efficientnet_lite0": lambda: timm.create_model("efficientnet_lite0"),
     "convnext_atto": lambda: timm.create_model("convnext_atto"),
-    "vit_tiny_patch16_224": lambda: timm.create_model("vit_tiny_patch16_224", img_size=64),
+    "vit_tiny_patch16_224": lambda: timm.create_model("vit_tiny_patch16_224", img_size=64, depth=4),
     "vgg11_bn": lambda: narrow_vgg(),
 }
 each_backbone = pytest.mark.parametrize("name", BACKBONES)
@@ -149,14 +149,7 @@ def test_compile_and_export_give_equal_outputs(name):
         torch.testing.assert_close(exported(x), expected, rtol=1e-5, atol=1e-5)
     torch._dynamo.reset()
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
-    found = compiled(x)
-    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
-    found.sum().backward()
-    gradients = {n: p.grad for n, p in model.named_parameters() if p.requires_grad}
-    model.zero_grad()
-    model(x).sum().backward()
-    for n, gradient in gradients.items():
-        torch.testing.assert_close(gradient, model.get_parameter(n).grad, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(compiled(x), expected, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("granularity", ["group", "channel", "element"])
@@ -165,14 +158,20 @@ def test_granularities(name, granularity):
     step(add_task(make(name), 3, method=KSM(granularity=granularity, mask_from=None)), 3)
 
 
-@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # inductor's own use of torch.jit
-def test_compiled_by_inductor():
-    """One network: what is compiled is the mask on a weight, the same in all of them."""
-    model = with_masks(make("resnet18"), 4, 1)
+@pytest.mark.parametrize(
+    ("name", "backend"),
+    [
+        # the code generator of one kind of network is enough: masks are alike in all of them
+        pytest.param("resnet18", "inductor", marks=pytest.mark.slow),
+        ("vit_tiny_patch16_224", "aot_eager"),
+    ],
+)
+def test_compiled_gradients(name, backend):
+    model = with_masks(make(name), 4, 1)
     other = copy.deepcopy(model)
     torch._dynamo.reset()
-    compiled = torch.compile(model, fullgraph=True)
+    compiled = torch.compile(model, fullgraph=True, backend=backend)
     x = inputs()
     torch.testing.assert_close(compiled(x), other(x), rtol=1e-3, atol=1e-4)
     compiled(x).sum().backward()
