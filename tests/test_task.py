@@ -257,7 +257,7 @@ def test_user_errors(backbone):
         (lambda: add_task(model, 2), "is itself a task model"),
         (lambda: parameter_groups(backbone), "is no task model"),
         (lambda: Task.of(model, "t", ["a", "b", "c"]), "3 class names for a head with 2"),
-        (lambda: add_task(backbone, 2, method="nope"), "expected one of bn, cpg, finetune, ksm, lora"),
+        (lambda: add_task(backbone, 2, method="nope"), "expected one of bn, cpg, finetune, ksm"),
         (lambda: add_task(backbone, 2, method=KSM(target_modules="x")), "no layer to mask"),
         (lambda: add_task(backbone, 2, method=KSM(target_modules="(")), "not a valid regex"),
         (lambda: add_task(backbone, 2, method=KSM(mask_from="x")), "no module named 'x'"),
