@@ -1,6 +1,6 @@
 """Kernel-wise soft masks: one frozen image backbone, a small task file for each new task.
 
-The public names are in `__init__.pyi`. Each is imported at its first use, and `import ksm` itself
+The public names are in `__init__.pyi`. Each is imported at its first use: `import ksm` by itself
 imports no torch.
 """
 

@@ -1,4 +1,4 @@
-"""Writing a file so that a reader finds the old content or the new one, never a part."""
+"""Writing a file whole: a reader finds the old content or the new one, never a part."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def write_atomically(path: Path, content: bytes) -> None:
     """Write a file beside its place, flush it to the disk, and rename it into place.
 
     Raises:
-        KsmError: it cannot be written; a file that was there before is unharmed.
+        KsmError: the file cannot be written; a file that was there before is unharmed.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:

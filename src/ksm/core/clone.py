@@ -1,8 +1,8 @@
 """A second tree of modules over the same tensors.
 
-A task model must never write to its backbone. So it is a deep copy of the module objects in which
-every parameter and buffer is an alias: another tensor object over the same memory, without
-gradient. What a task trains, it first takes as its `own`.
+A task model must never write to its backbone. It is a deep copy of the module objects in which each
+parameter is an alias: another tensor object over the same memory, without gradient. A task takes
+what it trains as its `own` first: a copy in memory of its own.
 """
 
 import copy
@@ -16,10 +16,10 @@ from ksm.errors import KsmError
 
 
 def share(backbone: nn.Module) -> nn.Module:
-    """Structural clone of `backbone` whose tensors alias the backbone's, all frozen, to train on.
+    """Clone the modules of `backbone`, with all tensors aliases of the backbone's, to train on.
 
-    The backbone is only read. Parameters of the clone do not require gradients, and its
-    normalisations stay in evaluation mode whatever mode the clone is put in.
+    The backbone is only read. Parameters of the clone do not require gradients. Normalisations of
+    the clone stay in evaluation mode, whatever mode the clone is put in.
 
     Raises:
         KsmError: a module cannot be copied.
@@ -32,10 +32,10 @@ def share(backbone: nn.Module) -> nn.Module:
 
 
 def plain(backbone: nn.Module) -> nn.Module:
-    """Structural clone of `backbone` to use: its modules have the backbone's own classes.
+    """Clone the modules of `backbone`, each of its own class, to use in evaluation mode.
 
-    Parameters alias the backbone's. Buffers are copies: in training mode a normalisation writes
-    its running statistics, and must not write the backbone's.
+    Parameters are aliases of the backbone's and do not require gradients. Buffers are copies: a
+    normalisation in training mode writes its running statistics, and must not write the backbone's.
 
     Raises:
         KsmError: a module cannot be copied.
@@ -44,7 +44,7 @@ def plain(backbone: nn.Module) -> nn.Module:
 
 
 def _cloned(backbone: nn.Module, known: dict[int, object]) -> nn.Module:
-    """A deep copy whose parameters, and the tensors `known` by their id, are aliases."""
+    """Copy deeply, but for parameters, which become aliases, and objects `known` by their id."""
     # .data and not .detach(): a detached alias shares the version counter, so that registering a
     # parametrization on it would look to autograd like a write to the backbone.
     memo: dict[int, object] = dict(known)
@@ -62,7 +62,7 @@ def _cloned(backbone: nn.Module, known: dict[int, object]) -> nn.Module:
 def own(module: nn.Module) -> None:
     """Give the module copies of its direct parameters and buffers; parameters become trainable.
 
-    A held module is released: it follows train() and eval() again.
+    A module from `hold` is released: train() and eval() change its mode again.
     """
     for name, tensor in list(module.named_parameters(recurse=False)):
         setattr(module, name, nn.Parameter(tensor.detach().clone()))
@@ -74,10 +74,9 @@ def own(module: nn.Module) -> None:
 
 
 def is_norm(module: nn.Module) -> bool:
-    """Whether the module normalises: torch's own classes, timm's and others that are named so.
+    """Tell whether the module normalises: torch's own classes, and others with "norm" in the name.
 
-    Containers that merely have "norm" in their name do not count, nor do layers with weights of
-    more than one dimension.
+    Containers with such a name do not count, nor do layers with weights of more than one dimension.
     """
     if isinstance(module, (_NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)):
         return True
@@ -87,10 +86,13 @@ def is_norm(module: nn.Module) -> bool:
 
 
 def own_norms(model: nn.Module, outside: frozenset[str] = frozenset()) -> Iterator[str]:
-    """Take every normalisation that has parameters as own; yields the names of those taken.
+    """Take every normalisation with parameters or statistics as own, and yield its name.
 
     A normalisation whose affine values are buffers (FrozenBatchNorm) was frozen by its author and
-    stays as it is. Modules named in `outside` are left alone.
+    is left alone.
+
+    Args:
+        outside: names of modules to leave alone.
     """
     for name, module in model.named_modules():
         trainable = any(True for _ in module.parameters(recurse=False))
@@ -101,9 +103,10 @@ def own_norms(model: nn.Module, outside: frozenset[str] = frozenset()) -> Iterat
 
 
 class Held:
-    """Mixed into the class of a module that stays in evaluation mode."""
+    """A base added to the class of a module that stays in evaluation mode."""
 
     def train(self, mode: bool = True) -> nn.Module:
+        """Stay in evaluation mode, whatever `mode` says."""
         assert isinstance(self, nn.Module)
         return nn.Module.train(self, False)
 
@@ -121,10 +124,13 @@ def hold(module: nn.Module) -> None:
 
 
 def find(model: nn.Module, name: str, what: str) -> nn.Module:
-    """Submodule by qualified name.
+    """Return a submodule by its qualified name.
+
+    Args:
+        what: what the module is needed for, for the error.
 
     Raises:
-        KsmError: there is none; the message says `what` it was wanted for and lists the top names.
+        KsmError: there is no module of that name; the message lists the top names.
     """
     try:
         return model.get_submodule(name)
@@ -142,7 +148,7 @@ def replace(model: nn.Module, name: str, new: nn.Module) -> None:
 
 
 def parameters_of(model: nn.Module, names: Iterator[str]) -> dict[str, Tensor]:
-    """Direct parameters and buffers of the named modules, by qualified name."""
+    """Return the direct parameters and buffers of the named modules, by qualified name."""
     found: dict[str, Tensor] = {}
     for name in names:
         module = model.get_submodule(name)

@@ -1,4 +1,4 @@
-"""Another forward for a module, for some time."""
+"""Replacing the forward of a module for the length of a block."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from torch import nn
 
 @contextmanager
 def forward_of(module: nn.Module, forward: Callable[..., Any]) -> Generator[None]:
-    """Let the module run `forward` in place of its own forward inside the block.
+    """Run `forward` in place of the module's own forward inside the block.
 
-    A forward that the instance itself had before is put back at the end.
+    A forward that was set on the instance before is put back at the end.
     """
     own = vars(module).get("forward")
     module.forward = forward

@@ -1,4 +1,4 @@
-"""How an image becomes a network's input: the numbers, not the code that applies them."""
+"""How an image becomes a network's input: the numbers; `ksm.data.load` applies them."""
 
 from dataclasses import dataclass
 
@@ -7,8 +7,8 @@ from dataclasses import dataclass
 class Preprocess:
     """Size and normalisation that a network expects of its input.
 
-    RGB pixel values in [0, 1] are normalised as `(x - mean) / std`. To evaluate, resize the short
-    side to `resize` pixels and cut out the centre `size` by `size`.
+    RGB pixel values in [0, 1] are normalised as `(x - mean) / std`. For evaluation the short side
+    is resized to `resize` pixels, and the centre of `size` by `size` pixels is cut out.
 
     Args:
         size: side of the square input, pixels.
@@ -16,7 +16,8 @@ class Preprocess:
         std: a value per channel, red first, on the [0, 1] scale.
         crop: `size` / resized short side, in (0, 1].
         interpolation: name of the resampling filter: "bilinear", "bicubic", ...
-        stretch: resize both sides to `resize`, whatever the shape of the image: all of it is seen.
+        stretch: resize both sides to `resize`, whatever the image's shape; nothing is cut off at
+            `crop` 1.
     """
 
     size: int

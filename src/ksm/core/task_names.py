@@ -8,21 +8,24 @@ from collections.abc import Iterable
 from ksm.errors import KsmError
 
 LISTED = 20
-"""Names that an error lists."""
+"""How many names an error lists."""
 
 
 def is_plain(name: str) -> bool:
-    """Whether a task can have this name: 1 to 100 letters, digits, '.', '_' and '-', the first a
-    letter or digit, at most 200 bytes in UTF-8."""
+    """Tell whether a task can have this name.
+
+    It can with 1 to 100 letters, digits, '.', '_' and '-', the first a letter or digit, and at most
+    200 bytes in UTF-8.
+    """
     fits = re.fullmatch(r"[^\W_][\w.-]{0,99}", name) is not None
     return fits and len(name.encode()) <= 200  # file systems count bytes
 
 
 def check_name(name: str) -> None:
-    """Refuse a name that is no plain file name.
+    """Refuse a name that a task cannot have; see `is_plain`.
 
     Raises:
-        KsmError: it is not plain; see `is_plain`.
+        KsmError: the message says which characters a name can have.
     """
     if not is_plain(name):
         raise KsmError(
@@ -32,7 +35,7 @@ def check_name(name: str) -> None:
 
 
 def listed(names: Iterable[str]) -> str:
-    """The first names with commas, and how many more there are; `none` where there is none."""
+    """Join the first names with commas, and say how many more there are; `none` for no names."""
     known = list(names)
     more = f" and {len(known) - LISTED} more" if len(known) > LISTED else ""
     return (", ".join(known[:LISTED]) or "none") + more

@@ -1,4 +1,4 @@
-"""The layers before the first one that a task changes, run once: for all tasks, or all epochs."""
+"""The trunk, the layers before the first one that a task changes, run once for many tasks."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from ksm.core.forward import forward_of
 class Rest(nn.Module):
     """A model from the end of its trunk on; see `split`.
 
-    Called with what the `needed` modules gave for n images, each a tensor (n, *shape), it returns
-    what the model returns for those images. The model's own forward runs, so that no code of a
-    network need be known: its trunk modules give tensors instead of computing them, and its image,
-    and what nothing needs, is NaN that takes no memory and would show in the output. Not for
-    several threads at once.
+    Its input are the outputs of the `needed` modules for n images, each a tensor (n, *shape); its
+    output is the model's for these images. The model's own forward runs, whatever the network's
+    code is: each trunk module returns a given tensor instead of computing one. The image, and the
+    outputs that nothing needs, are NaN, which takes no memory and would show in the output. For one
+    thread at a time.
 
     Args:
-        model: whose modules these are.
-        shapes: of one image, by the name "", and of what each trunk module gives for it.
-        needed: the trunk modules whose outputs reach the rest, in the order of their calls.
+        model: the whole model.
+        shapes: of one image, by the name "", and of each trunk module's output for one image.
+        needed: the trunk modules whose outputs the rest reads, in the order of their calls.
     """
 
     def __init__(
@@ -48,8 +48,11 @@ class Rest(nn.Module):
 
     @torch.no_grad()
     def trunk(self, images: Tensor) -> tuple[Tensor, ...]:
-        """What the needed modules give for images as the model takes them; nothing after the last
-        of them is computed."""
+        """Compute the outputs of the needed modules, and nothing after the last of them.
+
+        Args:
+            images: shape (n, 3, height, width), as the model takes them.
+        """
         found = _outputs(self.model, self.needed, images)
         return tuple(found[name] for name in self.needed)
 
@@ -58,12 +61,13 @@ class Rest(nn.Module):
 def split(
     model: nn.Module, mask_from: str, head: str, shape: tuple[int, ...] | torch.Size
 ) -> Rest | None:
-    """The model without the trunk before `mask_from`, to the bit; None where it has none to split.
+    """Split the trunk before `mask_from` off a model; None where the model cannot be split.
 
-    That is so where something of the trunk is trained; where a trunk module is called twice, or
-    after one that is no part of the trunk; where one gives anything but a tensor with a row an
-    image; and where the rest reads more of a trunk module than its output. Two random images
-    through the model and through its rest tell. The model is left in evaluation mode.
+    A model cannot be split where a tensor of the trunk is trained; where a trunk module is called
+    twice, or after a module outside the trunk; where a trunk module's output is no tensor with a
+    row for each image; and where the rest reads more of a trunk module than its output. Two random
+    images go through the model and through its rest, whose outputs must be equal to the bit. The
+    model is left in evaluation mode.
 
     Args:
         head: qualified name of the head, which is never part of the trunk.
@@ -99,7 +103,7 @@ def split(
 
 
 def shares(model: nn.Module, backbone: nn.Module, mask_from: str, head: str) -> bool:
-    """Whether the trunk of a model before `mask_from` has the backbone's own values."""
+    """Tell whether the trunk of a model before `mask_from` has the backbone's own values."""
     trunk, theirs = _largest(model, mask_from, head), backbone.state_dict()
     return all(
         name in theirs
@@ -111,8 +115,10 @@ def shares(model: nn.Module, backbone: nn.Module, mask_from: str, head: str) -> 
 
 
 def _largest(model: nn.Module, mask_from: str, head: str) -> list[str]:
-    """The modules registered before `mask_from` that hold neither it nor the head, without those
-    inside others of them. Lists of modules are never called: their members count."""
+    """List the largest modules registered before `mask_from` that hold neither it nor the head.
+
+    A list of modules is never called; its members count instead.
+    """
     found: list[str] = []
     for name, module in model.named_modules():
         if name == mask_from:
@@ -129,15 +135,18 @@ def _inside(name: str, modules: Sequence[str]) -> bool:
 
 
 def _in(trunk: Sequence[str], mask_from: str, tensor: str) -> bool:
-    """Whether a tensor is the trunk's, or lies directly in a module around `mask_from`, whose code
-    runs between those of the trunk."""
+    """Tell whether a tensor is the trunk's, or directly in a module around `mask_from`, whose own
+    code runs between the trunk's modules."""
     owner = tensor.rpartition(".")[0]
     return not owner or _inside(tensor, trunk) or mask_from.startswith(f"{owner}.")
 
 
 def _called(model: nn.Module, trunk: Sequence[str], mask_from: str, images: Tensor) -> list[str]:
-    """The trunk modules in the order of their calls; none, if one is called twice or after a module
-    that is neither in the trunk nor around `mask_from`."""
+    """List the trunk modules in the order of their calls.
+
+    The list is empty where one is called twice, or after a module that is neither in the trunk nor
+    around `mask_from`.
+    """
     calls: list[str] = []
 
     def noting(name: str) -> Callable[[nn.Module, Any], None]:
@@ -156,11 +165,11 @@ def _called(model: nn.Module, trunk: Sequence[str], mask_from: str, images: Tens
 
 
 class _Done(Exception):
-    """Ends a forward pass of which no more is wanted."""
+    """Ends a forward pass early."""
 
 
 def _outputs(model: nn.Module, names: Sequence[str], images: Tensor) -> dict[str, Tensor]:
-    """What the modules give for the images, the one that is called last the last of them."""
+    """Return the outputs of the modules for the images; the last of `names` is called last."""
     found: dict[str, Tensor] = {}
 
     def noting(name: str) -> Callable[[nn.Module, Any, Tensor], None]:
@@ -181,5 +190,5 @@ def _outputs(model: nn.Module, names: Sequence[str], images: Tensor) -> dict[str
 
 
 def _giving(module: nn.Module, value: Tensor) -> AbstractContextManager[None]:
-    """Let the module give `value` whatever it is called with."""
+    """Let the module return `value`, whatever its inputs are, inside the block."""
     return forward_of(module, lambda *inputs, **options: value)

@@ -10,10 +10,9 @@ A unit is, by granularity:
 | `element`   | a single weight                | a single weight         |
 
 `i` is the number of input channels that one output sees: 1 in a depthwise convolution. A kernel
-of a pointwise (1 x 1) convolution is a single weight; there a unit can be the kernels of a few
-neighbouring input channels instead.
-A transposed convolution keeps its weight as (inputs, outputs / groups, *k); it is read as the
-(o, i, *k) of the same connections.
+of a pointwise (1 x 1) convolution is a single weight; a unit there can be the kernels of a few
+neighbouring input channels instead. A transposed convolution stores its weight as
+(inputs, outputs / groups, *k), which is read as the (o, i, *k) of the same connections.
 """
 
 import functools
@@ -32,7 +31,7 @@ BLOCK = 4
 
 
 def can_mask(module: nn.Module) -> bool:
-    """Whether the module is a convolution (of any kind) or a Linear with a weight of its own."""
+    """Tell whether the module is a convolution (of any kind) or a Linear, with a weight."""
     return isinstance(module, (_ConvNd, nn.Linear)) and isinstance(
         getattr(module, "weight", None), Tensor
     )
@@ -40,12 +39,12 @@ def can_mask(module: nn.Module) -> bool:
 
 @dataclass(frozen=True)
 class Units:
-    """Units of one weight.
+    """How one weight is cut into units.
 
     Args:
-        weight: shape (o, i, *k), after a transposed weight was turned.
-        units: units along o and along i, and 1 or k along the kernel; the shape of the scores.
-        per_unit: outputs and inputs in one unit (the last along an axis can have fewer).
+        weight: shape (o, i, *k) of the weight, for a transposed convolution after turning it.
+        units: number of units along o and i, and 1 or k along the kernel; the shape of the scores.
+        per_unit: outputs and inputs in one unit (the last unit along an axis can have fewer).
         transposed_groups: 0, or the number of groups of a transposed convolution.
     """
 
@@ -56,16 +55,16 @@ class Units:
 
     @functools.cached_property
     def repeat(self) -> int:
-        """How many neighbouring inputs share each unit, where units divide them evenly, else 1."""
+        """How many neighbouring inputs one unit has; 1 where units do not divide them evenly."""
         outputs, inputs = self.per_unit
         even = outputs == 1 and self.weight[1] % inputs == 0
         return inputs if even and self.units[1] > 1 else 1
 
     def spread(self, mask: Tensor) -> Tensor:
-        """One factor a unit, shape `units`, to a tensor that broadcasts over the weight.
+        """Spread one factor a unit to a tensor that broadcasts over the weight.
 
         Args:
-            mask: or, in the second dimension, `repeat` times each.
+            mask: shape `units`, or with each factor `repeat` times along the second dimension.
         """
         for axis, size in enumerate(self.per_unit):
             if 1 < mask.shape[axis] < self.weight[axis]:

@@ -1,4 +1,4 @@
-"""Masks from their bytes, again and again for layers that are cut in the same way."""
+"""Masks of many layers from their bytes."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from ksm.core.pack import check, indices, length, per_byte, table, wide_table
 from ksm.core.units import Units
 
 STRETCH = 2**19
-"""Factors that are looked up at once: so many that few operations are needed, and so few that they
-are still in the processor's cache when they multiply the weights."""
+"""How many factors are looked up at once: enough that few operations are needed, and few enough
+that the factors are still in the processor's cache when they multiply the weights."""
 
 
 @dataclass(frozen=True)
@@ -23,12 +23,12 @@ class _Stretch:
     """Neighbouring layers whose bytes are looked up in one table.
 
     Args:
-        first, last: bytes.
-        repeat: see `Units`.
+        first, last: their first byte, and the first one after them.
+        repeat: see `Units.repeat`.
         rows: where the factors are written.
-        masks: the layer's cut, its factors there, and what `Units.spread` makes of them where that
-            is the same memory.
-        table: which row of the factors' values is theirs, where layers have their own.
+        masks: for each layer its cut, its factors in `rows`, and what `Units.spread` makes of these
+            where that is the same memory, else None.
+        table: number of the first layer, whose row of values is used where layers have their own.
     """
 
     first: int
@@ -40,14 +40,15 @@ class _Stretch:
 
 
 class Unpacking:
-    """Turns bytes from `pack` into what multiplies the weights of these layers.
+    """Turns the bytes of `ksm.core.pack.pack` into the factors of the weights of these layers.
 
     Args:
         cuts: of the layers, in order.
-        values: of the digits, as from `Masked.factor_values`, for their shape.
+        values: of the digits: shape (base,), or (layers, base) where layers have their own. Only
+            the shape is used.
 
     Attributes:
-        firsts: the first byte of each layer, and the number of bytes.
+        firsts: the first byte of each layer, and at the end the number of bytes.
     """
 
     def __init__(self, cuts: Sequence[Units], values: Tensor) -> None:
@@ -70,7 +71,7 @@ class Unpacking:
         self.stretches = [self._stretch(run[0], [cuts[i] for i in run], found) for run in runs]
 
     def _factors(self, cut: Units) -> int:
-        """How many factors the bytes of a layer give, those that fill the last bytes too."""
+        """Count the factors that a layer's bytes give, with those that fill the last bytes."""
         return length(math.prod(cut.units), self.base) * per_byte(self.base) * cut.repeat
 
     def _stretch(self, begin: int, run: list[Units], found: Tensor) -> _Stretch:
@@ -92,15 +93,16 @@ class Unpacking:
         return self.shared and repeat == 1
 
     def masks(self, packed: Tensor, values: Tensor) -> Iterator[Tensor]:
-        """One mask after another, float32, to be broadcast over the layer's weight. Each is to be
-        used before the next one is asked for: the memory is the same.
+        """Yield the mask of each layer, float32, of a shape that broadcasts over the weight.
+
+        Use each mask before you ask for the next one, which may be written to the same memory.
 
         Args:
-            packed: uint8, on the CPU.
-            values: of the shape that was promised.
+            packed: bytes of the digits of all layers, uint8, on the CPU.
+            values: of the digits, float32, of the shape given to the constructor.
 
         Raises:
-            KsmError: these are not the bytes of such layers.
+            KsmError: `packed` has not the length of these layers, or a byte stands for no digits.
         """
         check(packed, self.base, self.firsts[-1])
         return self._masks(packed, values)

@@ -1,4 +1,4 @@
-"""A larger network of a backbone's own kind, with the backbone inside it."""
+"""A wider network of a backbone's own kind, with the backbone inside."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Classes and probabilities for images."""
+"""Classes and probabilities for image files."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from ksm.task import Task
 
 @dataclass(frozen=True)
 class Prediction:
-    """Classes with their probabilities, most probable first."""
+    """The classes of one image with their probabilities in [0, 1], most probable first."""
 
     file: Path
     task: str
@@ -35,14 +35,15 @@ def predict(
     top: int | None = None,
     batch: int = 32,
 ) -> list[Prediction]:
-    """Predictions of one task for image files, in their order.
+    """Predict the classes of image files with one task, in the order of the files.
 
     Args:
         model: from `task.on(backbone)`, on any device.
-        top: how many classes; None for all.
+        top: how many classes to return for an image; None for all.
+        batch: images that go through the model at once.
 
     Raises:
-        KsmError: a file is not there or cannot be read; the message names it.
+        KsmError: a file does not exist or cannot be read; the message names the file.
     """
     found: list[Prediction] = []
     for paths, inputs in _batches(files, task.preprocess, batch, _device(model)):
@@ -57,12 +58,12 @@ def predict_all(
     top: int | None = None,
     batch: int = 32,
 ) -> dict[str, list[Prediction]]:
-    """What `predict` gives for each of several tasks of one backbone, by the task's name.
+    """Predict as `predict` does with each of several tasks of one backbone, by the task's name.
 
     Tasks with the same preprocessing and `mask_from` share a trunk; see `ksm.AllTasks`.
 
     Raises:
-        KsmError: as `predict` and `ksm.AllTasks`.
+        KsmError: see `predict` and `ksm.AllTasks`.
     """
     found: dict[str, list[Prediction]] = {task.name: [] for task in tasks}
     groups: dict[object, list[Task]] = {}
@@ -85,14 +86,16 @@ def which_task(
     by: By = "statistics",
     batch: int = 32,
 ) -> list[tuple[Path, list[tuple[str, float]]]]:
-    """For each file the tasks, the likeliest first, with how well it fits: less is better.
+    """Rank the tasks for each file, the likeliest first, each with its distance from the image.
 
     Args:
         tasks: each with its backbone.
-        by: see `ksm.infer.task_inference.MEASURES`.
+        by: a name in `ksm.infer.task_inference.MEASURES`.
+        batch: images that go through a model at once.
 
     Raises:
-        KsmError: a file cannot be read, a backbone is not a task's, or a network has no BatchNorm.
+        KsmError: a file cannot be read, a backbone is not the task's, or (by statistics) a network
+            has no BatchNorm.
     """
     paths = [Path(file) for file in files]
     values: list[list[float]] = []
@@ -118,7 +121,7 @@ def _batches(
     batch: int,
     device: torch.device,
 ) -> Iterator[tuple[list[Path], Tensor]]:
-    """Files with their images as a network takes them."""
+    """Yield some files at a time, with their images as a network takes them."""
     paths = [Path(file) for file in files]
     for begin in range(0, len(paths), batch):
         part = paths[begin : begin + batch]

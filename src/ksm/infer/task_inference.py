@@ -1,4 +1,4 @@
-"""Which task an image belongs to, where nobody says: a ranking, not a promise."""
+"""Which task an image belongs to, where nobody says: a number to rank tasks by, no certainty."""
 
 from __future__ import annotations
 
@@ -18,16 +18,20 @@ By = Literal["statistics", "entropy"]
 
 @torch.no_grad()
 def statistics(model: nn.Module, images: Tensor) -> Tensor:
-    """How far images are from the BatchNorm statistics of a folded model's task: float32, (n,).
+    """Measure how far images are from the BatchNorm statistics of a task.
 
-    The distance of one channel is the Kullback-Leibler divergence between two normal
-    distributions, that of the image's activations and the one that BatchNorm remembers,
-    `(v / V + (m - M)^2 / V - 1 - log(v / V)) / 2`, with the smaller of it and 10 counted, so that
-    a channel that is dead in an image does not decide. It is averaged over channels and layers.
+    The distance of one channel is the Kullback-Leibler divergence of two normal distributions: that
+    of the image's activations, with mean m and variance v, and that of BatchNorm's running
+    statistics M and V: `(v / V + (m - M)^2 / V - 1 - log(v / V)) / 2`. A distance above 10 counts
+    as 10, or else one channel that is dead in an image would decide. The result is the mean over
+    channels and layers.
 
     Args:
-        model: from `Task.on`; no other thread may use it meanwhile.
-        images: shape (n, 3, h, w), prepared as the task wants them.
+        model: from `Task.on`; no other thread may use the model meanwhile.
+        images: shape (n, 3, h, w), float32, prepared as the task's `preprocess` says.
+
+    Returns:
+        float32, shape (n,), on the CPU; less is nearer.
 
     Raises:
         KsmError: the network has no BatchNorm statistics.
@@ -51,8 +55,14 @@ def statistics(model: nn.Module, images: Tensor) -> Tensor:
 
 @torch.no_grad()
 def entropy(model: nn.Module, images: Tensor) -> Tensor:
-    """Entropy of a task's probabilities over that of a uniform guess, float32, (n,): 0 where it is
-    sure, 1 where it has no idea. Arguments as for `statistics`."""
+    """Measure the entropy of a task's probabilities, over that of a uniform guess.
+
+    Args:
+        model, images: see `statistics`.
+
+    Returns:
+        float32, shape (n,), on the CPU: 0 for a sure prediction, 1 for a uniform guess.
+    """
     log = model(images).float().log_softmax(1)
     return (-(log.exp() * log).sum(1) / math.log(max(2, log.shape[1]))).cpu()
 
@@ -61,7 +71,7 @@ MEASURES: dict[By, Callable[[nn.Module, Tensor], Tensor]] = {
     "statistics": statistics,
     "entropy": entropy,
 }
-"""How well images fit a task, by name; less is better."""
+"""Measures of how well images fit a task, by name; less is better."""
 
 
 def _measure(
