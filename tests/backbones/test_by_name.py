@@ -37,7 +37,9 @@ def test_the_default_is_a_packaged_backbone():
 )
 def test_names(name, kind, head):
     found = ksm.backbone(name, pretrained=False)
-    assert isinstance(found, kind) and not found.training
+    # by name, since pytest may load conftest twice, and then has two classes Tiny
+    assert kind.__name__ in [each.__name__ for each in type(found).__mro__]
+    assert not found.training
     assert describe(found).name == name and describe(found).head == head
 
 
