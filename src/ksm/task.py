@@ -281,15 +281,28 @@ class Task:
                 tensors do not fit the backbone.
         """
         self.check_backbone(backbone)
+        return self.fold(widened(backbone, self.grown, self.backbone))[0]
+
+    def fold(self, network: nn.Module) -> tuple[nn.Module, list[str]]:
+        """Make the module that `on` returns; also return the names of the tensors that the task
+        changed, in the order of `folded_weights`.
+
+        Args:
+            network: the backbone, or a wider network where the task grew; not checked, only read.
+
+        Raises:
+            KsmError: the task's tensors do not fit the network.
+        """
         head = self.backbone.head
-        network = widened(backbone, self.grown, self.backbone)
+        changed: list[str] = []
         model = plain(network)
         replace(model, head, empty_head(network, head, len(self.classes)).eval())
         left = {f"{head}.{name}" for name, _ in model.get_submodule(head).named_parameters()}
         try:
             for name, tensor in folded_weights(self, network):
                 _assign(model, name, tensor)
-                left.discard(name)
+                changed.append(name)
+            left.difference_update(changed)
             if left:
                 raise KeyError(f"{min(left)} is missing")
         except (
@@ -299,7 +312,7 @@ class Task:
                 f"task {self.name!r} does not fit its backbone ({error}); the file is damaged or "
                 "was written by another version of ksm"
             ) from error
-        return model
+        return model, changed
 
     def check_backbone(self, backbone: nn.Module) -> None:
         """Refuse a backbone that is not the one that the task was learned on.

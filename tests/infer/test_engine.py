@@ -90,7 +90,12 @@ def check_switching(engine, tasks, images):
 def test_a_deep_network_switches_in_place(images):
     backbone = resnet18(weights=None).eval()
     tasks = [learned(backbone, f"t{i}", seed=i) for i in range(2)]
-    check_switching(Engine(backbone, keep=1), tasks, images)
+    engine = Engine(backbone, keep=1)
+    check_switching(engine, tasks, images)
+    with engine.using("t0") as one:
+        pass
+    with engine.using("t1") as other:
+        assert other is one  # written over, not folded anew
 
 
 def test_files_and_the_bank(backbone, images, tmp_path):
@@ -182,21 +187,26 @@ def test_a_task_in_use_is_not_switched_away(backbone, images):
     assert not other.is_alive() and len(got) == 1
 
 
-def test_a_switch_that_fails_becomes_a_fold(backbone, images, monkeypatch):
+def test_a_switch_that_fails_becomes_a_fold(backbone, images, monkeypatch, caplog):
     engine = Engine(backbone, keep=1)
     tasks = [learned(backbone, f"t{i}", seed=i) for i in range(2)]
     for task in tasks:
         engine.add(task)
     expected = engine("t0", images)
 
+    failed = []
+
     def fail(self, task):
+        failed.append(task.name)
         for parameter in self.model.parameters():
             parameter.data = torch.zeros_like(parameter)
         raise RuntimeError
 
     with monkeypatch.context() as patch:
         patch.setattr(Place, "write", fail)
-        assert torch.equal(engine("t1", images), tasks[1].on(backbone)(images))
+        with caplog.at_level("INFO", "ksm"):
+            assert torch.equal(engine("t1", images), tasks[1].on(backbone)(images))
+    assert failed == ["t1"] and "task t1 is folded anew: RuntimeError" in caplog.text
     assert torch.equal(engine("t0", images), expected)
 
 
@@ -331,3 +341,13 @@ def test_a_head_of_another_dtype_than_the_body_switches():
     images = torch.randn(2, 3, 32, 32, dtype=torch.float64)
     for task in (*tasks, tasks[0]):
         assert torch.equal(engine(task.name, images), task.on(backbone)(images))
+
+
+def test_the_first_use_of_a_task_folds_once(backbone, images, monkeypatch):
+    task = learned(backbone, "one")
+    calls, real = [], type(task.method).folded
+    monkeypatch.setattr(type(task.method), "folded", lambda *given: calls.append(1) or real(*given))
+    engine = Engine(backbone)
+    engine.add(task)
+    engine("one", images)
+    assert len(calls) == 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
 from collections.abc import Sequence
 
@@ -11,6 +12,8 @@ from torch import Tensor, nn
 from ksm.core.trunk import Rest, shares, split
 from ksm.errors import KsmError
 from ksm.task import Task
+
+log = logging.getLogger("ksm")
 
 
 class AllTasks:
@@ -89,6 +92,8 @@ class AllTasks:
                 and shares(model, self._backbone, start, head)
             ):
                 rest = split(model, start, head, size)
+                if rest is None:
+                    log.info("task %s runs whole: it cannot be split at %s", task.name, start)
             key = (start, rest.needed) if rest else task.name
             groups.setdefault(key, {})[task.name] = rest or model
         return list(groups.values())

@@ -7,6 +7,7 @@ the engine takes the module that was not used for longest and writes the new tas
 from __future__ import annotations
 
 import dataclasses
+import logging
 import os
 import threading
 from collections import OrderedDict
@@ -21,9 +22,11 @@ from torch import Tensor, nn
 from ksm.bank.taskfile import Packed, pack, read_packed, unpack
 from ksm.core.backbone import fingerprint
 from ksm.core.task_names import listed
-from ksm.errors import KsmError
+from ksm.errors import KsmError, reason_of
 from ksm.infer.hotswap import Place
 from ksm.task import Task
+
+log = logging.getLogger("ksm")
 
 
 class Engine:
@@ -179,8 +182,9 @@ class Engine:
             try:
                 if old.place.write(task):
                     return old.place
-            except Exception:  # the fold below says what is wrong with the task
-                pass
+                log.info("task %s is folded anew: it changes other tensors", name)
+            except Exception as error:  # the fold below says what is wrong with the task
+                log.info("task %s is folded anew: %s", name, reason_of(error))
         return Place(self.backbone, task)
 
     def _check(self, name: str) -> None:

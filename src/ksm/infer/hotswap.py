@@ -27,10 +27,11 @@ class Place:
     """
 
     def __init__(self, backbone: nn.Module, task: Task) -> None:
-        self.model = task.on(backbone)
+        task.check_backbone(backbone)
         self._network = widened(backbone, task.grown, task.backbone)
+        self.model, changed = task.fold(self._network)
         state = _state(self.model)
-        self._tensors = {name: state[name] for name, _ in folded_weights(task, self._network)}
+        self._tensors = {name: state[name] for name in changed}
 
     def write(self, task: Task) -> bool:
         """Make the module that of another task; tell whether the two differ in the same tensors.
